@@ -1,0 +1,34 @@
+# Each of these can be overridden, e.g. `make test VENV=.venv-old TORCH=torch==2.11.0`.
+VENV ?= .venv
+PYTHON ?= python3
+# The package takes any torch from 2.11 on. The checkout names one version, so that its tests run today as they did
+# when it was written, and installs it first, so that no dependency brings another build of it.
+TORCH ?= torch==2.13.0
+
+RUN := $(VENV)/bin/python
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(RUN) -m pip install -q
+STAMP := $(VENV)/.installed
+
+.PHONY: setup test lint check example
+
+setup: $(STAMP)
+
+# Redone when the dependencies change; otherwise it costs nothing.
+$(STAMP): pyproject.toml
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -c 'import torch' 2>/dev/null || $(PIP) '$(TORCH)'
+	$(PIP) --editable '.[dev,metrics]'
+	touch $@
+
+test: setup
+	$(RUN) -m pytest $(ARGS)
+
+lint: setup
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(RUN) -m mypy
+
+check: lint test
+
+example: setup
+	$(RUN) examples/quickstart.py

@@ -1,0 +1,97 @@
+"""The engine's configuration: one frozen value, each field with a default that is right for most.
+
+Knows nothing of argument parsers or torch; what only the machine can tell (whether a device exists, how much
+memory is free) is checked when the engine is built.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from typing import Any
+
+from radixbackend.errors import ConfigError
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+EVICTION_POLICIES = ("lru", "lfu", "fifo")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How to build an engine. Two engines of equal configuration are interchangeable.
+
+    Attributes:
+        model: folder of a checkpoint in transformers' format, a hub id, or the name of a model that a plugin serves.
+        revision: branch, tag or commit of a hub id.
+        dtype: of weights and KV cache; auto takes the checkpoint's (float32 instead of float16 on a CPU).
+        device: auto takes CUDA where there is one, else the CPU.
+        attention: name asked of the hook `radix_make_attention`; auto chooses by device.
+        grammar: name asked of the hook `radix_make_grammar` first.
+        kv_cache_tokens: size of the KV pool; None sizes it from ``memory_fraction``.
+        memory_fraction: share of the memory free after loading that the KV pool may take.
+        max_context: longest sequence served; None takes the model's own limit.
+        max_running: sequences in a batch.
+        max_step_tokens: tokens computed per step, so how long a decode can wait for a prefill; None chooses by
+            device.
+        max_waiting: choices queued before `QueueFullError`.
+        prefix_cache: False computes every prompt in full (for measuring).
+        eviction: name asked of the hook `radix_eviction_key`; built in are lru, lfu and fifo.
+        jump_forward: propose what a grammar forces as drafts; the output is the same either way.
+        grammar_timeout: seconds a grammar may compile before its request fails.
+        threads: of the engine's forward on a CPU; None leaves torch's own number.
+        self_check: compare the paged path with the plain model at load.
+        trust_remote_code: run modeling code that comes with the checkpoint.
+        allow_pickle: load pickled weights when there are no safetensors.
+        progress: show a bar while weights load; None shows it where stderr is a terminal.
+    """
+
+    model: str
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    attention: str = "auto"
+    grammar: str = "xgrammar"
+    kv_cache_tokens: int | None = None
+    memory_fraction: float = 0.5
+    max_context: int | None = None
+    max_running: int = 64
+    max_step_tokens: int | None = None
+    max_waiting: int = 16384
+    prefix_cache: bool = True
+    eviction: str = "lru"
+    jump_forward: bool = True
+    grammar_timeout: float = 30.0
+    threads: int | None = None
+    self_check: bool = True
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "model", os.fspath(self.model))
+        if not self.model:
+            raise ConfigError("model is empty; pass a folder, a hub id or the name of a model that ships")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype takes one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        for name in ("kv_cache_tokens", "max_context", "max_step_tokens", "threads"):
+            if getattr(self, name) is not None:
+                self._at_least_one(name)
+        for name in ("max_running", "max_waiting"):
+            self._at_least_one(name)
+        if not 0 < self.memory_fraction <= 1:
+            raise ConfigError(f"memory_fraction takes a number above 0 to 1, not {self.memory_fraction!r}")
+        if not self.grammar_timeout > 0:
+            raise ConfigError(f"grammar_timeout takes seconds above 0, not {self.grammar_timeout!r}")
+
+    def _at_least_one(self, name: str) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name} takes an integer of at least 1, not {value!r}")
+
+    @classmethod
+    def make(cls, model: str | os.PathLike[str], options: dict[str, Any]) -> EngineConfig:
+        """From keyword options; unknown names raise `ConfigError` listing the known ones."""
+        known = {f.name for f in fields(cls)} - {"model"}
+        if unknown := sorted(set(options) - known):
+            raise ConfigError(f"unknown engine option {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        return cls(model=os.fspath(model), **options)
