@@ -1,0 +1,119 @@
+"""The two values that cross between scheduler and executor in each step, once each.
+
+A step is a ragged batch: some sequences bring a chunk of prompt, some one new token, some a new token and a few
+drafts. To the model they are one thing: tokens whose keys and values must be computed, at given positions, next
+to a context that lies in given slots. Arrays are numpy (no torch above the executor) and never written to after
+the plan is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NewType, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from radixbackend.engine.grammar.base import Matcher
+from radixbackend.types import SamplingParams, TokenLogprob
+
+SequenceId = NewType("SequenceId", int)
+"""One choice of one request, unique within an engine."""
+
+IntArray = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SequencePlan:
+    """One sequence's share of a step: compute ``tokens`` at positions ``start …``, then maybe sample."""
+
+    sequence_id: SequenceId
+    tokens: IntArray  # [q] prompt chunk, or last token, or last token + drafts
+    start: int  # position of tokens[0]; K/V of every earlier position is in its slot
+    slots: IntArray  # [start + q] slot of every position, the new ones included
+    sample: SampleSpec | None  # None: a prompt chunk that is not the last
+    prompt_logprobs: int | None = None  # asked for: logits of every row of this chunk are wanted
+    next_token: int | None = None  # the prompt token that follows this chunk; None at the prompt's end
+
+    @property
+    def context(self) -> int:
+        """Length of the sequence once this step has run."""
+        return self.start + len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SampleSpec:
+    """How to choose a sequence's next tokens.
+
+    With k drafts the last k + 1 rows of the sequence have logits. Row i is drawn as if the first i drafts had been
+    generated before it; the sampler keeps drafts for as long as the draw at their row equals them, then one more.
+    """
+
+    params: SamplingParams
+    seed: int  # of this choice; the draw of output token t depends on (seed, t) alone
+    history: IntArray  # [prompt + generated] tokens so far, without drafts
+    num_prompt: int  # history[num_prompt:] was generated
+    drafts: tuple[int, ...]
+    matcher: Matcher | None  # at the state after history; the sampler leaves it as it found it
+    remaining: int  # tokens the budget still allows, the next one included
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.history) - self.num_prompt
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepPlan:
+    """What to run in one packed forward."""
+
+    step: int
+    sequences: tuple[SequencePlan, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(s.tokens) for s in self.sequences)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sampled:
+    """What came out for one sequence."""
+
+    tokens: tuple[int, ...] = ()  # accepted drafts and one more; empty if it was not to sample
+    logprobs: tuple[TokenLogprob, ...] = ()  # one per token, where asked for
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()  # of the tokens at start + 1 … (within the prompt), where asked for
+    error: str | None = None  # no token could be drawn, and why; the request ends
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepResult:
+    """What one forward produced; ``sampled[i]`` belongs to ``plan.sequences[i]``."""
+
+    sampled: tuple[Sampled, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorTraits:
+    """What the scheduler must respect.
+
+    Attributes:
+        shares_prefixes: K/V lie in slots, so a prefix computed by one sequence serves all. Without it every
+            sequence is computed from its first token, and slots merely count tokens.
+        chunks: a prompt may be computed in several steps.
+        drafts: several new tokens may be verified in one step.
+    """
+
+    shares_prefixes: bool = True
+    chunks: bool = True
+    drafts: bool = True
+
+
+class Executor(Protocol):
+    """Runs plans: the model and the sampler, or a fake in the scheduler's tests."""
+
+    traits: ExecutorTraits
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Run one step. On an exception the slots the plan writes to hold garbage and nothing else changed."""
+
+    def forget(self, sequence_id: SequenceId) -> None:
+        """The sequence left the batch (finished, failed or retracted); drop what is kept for it."""
