@@ -1,0 +1,380 @@
+"""The engine as its users see it: sync, async, streaming, from any thread and any event loop.
+
+Rules. A face only: it hands requests to the engine's thread and reads answers; sync and async differ in how they
+wait and in nothing else. No slots, no tensors, no policy. Leaving early (an exception, a cancelled task, a dropped
+stream) aborts what is unfinished. An engine does not survive ``os.fork``: use after it raises `EngineClosedError`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
+
+from radixbackend.config import EngineConfig
+from radixbackend.engine.answer import Collector
+from radixbackend.engine.build import Parts, build
+from radixbackend.engine.channel import AsyncChannel, Channel, Deadline
+from radixbackend.engine.intake import Intake
+from radixbackend.engine.streams import AsyncTokenStream, TokenStream
+from radixbackend.errors import EngineClosedError, InvalidRequestError, RadixError
+from radixbackend.types import (
+    Constraint,
+    EngineStats,
+    GenerationRequest,
+    GenerationResult,
+    Prompt,
+    RequestId,
+    SamplingParams,
+    Usage,
+)
+
+if TYPE_CHECKING:
+    from radixbackend.engine.radix_tree import NodeDump
+    from radixbackend.tokenizer import Tokenizer
+
+LONG_TEXT = 2048
+"""Characters from which on a prompt is tokenized off the event loop."""
+
+
+class Engine:
+    """A model in this process, with its radix tree of KV cache and its one batch for all callers.
+
+    Args:
+        model: folder of a checkpoint in transformers' format, or a hub id.
+        plugins: objects with hook implementations, for this engine alone.
+        options: fields of `EngineConfig`.
+
+    Raises:
+        ConfigError, ModelError, PluginError: nothing was started.
+    """
+
+    def __init__(self, model: str | os.PathLike[str], *, plugins: Iterable[object] = (), **options: object) -> None:
+        self._open: Parts | None = build(EngineConfig.make(model, options), plugins)
+        # A dropped engine stops its thread and gives its memory back, as does the end of the interpreter.
+        self._finalizer = weakref.finalize(self, _close, self._open)
+
+    # -- generating ----------------------------------------------------------------------------------------------
+
+    @overload
+    def generate(  # type: ignore[overload-overlap]  # a str is a sequence of str; the first signature wins
+        self,
+        prompt: str | GenerationRequest | Sequence[int],
+        sampling: SamplingParams | None = None,
+        *,
+        constraint: Constraint | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        timeout: float | None = None,
+    ) -> GenerationResult: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[str] | Sequence[GenerationRequest] | Sequence[Sequence[int]],
+        sampling: SamplingParams | None = None,
+        *,
+        constraint: Constraint | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        timeout: float | None = None,
+        return_exceptions: Literal[False] = False,
+    ) -> list[GenerationResult]: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[str] | Sequence[GenerationRequest] | Sequence[Sequence[int]],
+        sampling: SamplingParams | None = None,
+        *,
+        constraint: Constraint | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        timeout: float | None = None,
+        return_exceptions: Literal[True],
+    ) -> list[GenerationResult | RadixError]: ...
+
+    def generate(
+        self,
+        prompt: str | GenerationRequest | Sequence[object],
+        sampling: SamplingParams | None = None,
+        *,
+        constraint: Constraint | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        timeout: float | None = None,
+        return_exceptions: bool = False,
+    ) -> object:
+        """Answer one prompt, or each of a list of prompts (in one batch); blocks until all are done.
+
+        Args:
+            prompt: text, token ids, a `GenerationRequest` (which then says everything), or a list of these.
+            timeout: seconds for all of it; past them what is unfinished is aborted.
+            return_exceptions: for a list: put a request's error in its place instead of raising the first.
+
+        Raises:
+            InvalidRequestError: some prompt or option was refused; nothing was queued.
+            RequestError: the request ended otherwise than by finishing.
+            EngineClosedError: after `close`.
+        """
+        parts = self._parts
+        many = _is_many(prompt)
+        prompts: Sequence[Any] = prompt if many else [prompt]  # type: ignore[assignment]
+        asked = [_one(p, sampling, constraint, priority, cache_salt) for p in prompts]
+        channels = [Channel() for _ in asked]
+        intakes = [parts.desk.admit(a, c.put) for a, c in zip(asked, channels, strict=True)]
+        _submit(parts, intakes)
+        deadline = Deadline(timeout)
+        answers: list[GenerationResult | RadixError] = []
+        try:
+            for intake, channel in zip(intakes, channels, strict=True):
+                try:
+                    answers.append(_collect(intake, channel, deadline))
+                except RadixError as fault:
+                    if not return_exceptions:
+                        raise
+                    answers.append(fault)
+        finally:
+            _abandon(parts, intakes)
+        return answers if many else answers[0]
+
+    async def agenerate(
+        self,
+        prompt: Prompt | GenerationRequest,
+        sampling: SamplingParams | None = None,
+        *,
+        constraint: Constraint | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        timeout: float | None = None,
+    ) -> GenerationResult:
+        """Answer one prompt without blocking the event loop; a cancelled task aborts the request.
+
+        Many at once: ``asyncio.gather``. Arguments and errors as for `generate`.
+        """
+        parts, channel = self._parts, AsyncChannel()
+        intake = await _admit(parts, _one(prompt, sampling, constraint, priority, cache_salt), channel)
+        try:
+            collector, deadline = Collector(intake), Deadline(timeout)
+            while not collector.done:
+                collector.take(await channel.get(deadline))
+            return collector.result()
+        finally:
+            _abandon(parts, [intake])
+
+    def stream(
+        self,
+        prompt: Prompt | GenerationRequest,
+        sampling: SamplingParams | None = None,
+        *,
+        constraint: Constraint | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        timeout: float | None = None,
+    ) -> TokenStream:
+        """The answer's events as they come; the request is queued at once. Arguments and errors as for `generate`."""
+        parts, channel = self._parts, Channel()
+        intake = parts.desk.admit(_one(prompt, sampling, constraint, priority, cache_salt), channel.put)
+        _submit(parts, [intake])
+        return TokenStream(intake, channel, Deadline(timeout), functools.partial(_abandon, parts, [intake]))
+
+    def astream(
+        self,
+        prompt: Prompt | GenerationRequest,
+        sampling: SamplingParams | None = None,
+        *,
+        constraint: Constraint | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        timeout: float | None = None,
+    ) -> AsyncTokenStream:
+        """The answer's events as they come, without blocking the event loop; queued when first awaited."""
+        parts = self._parts
+        asked = _one(prompt, sampling, constraint, priority, cache_salt)
+        return AsyncTokenStream(
+            functools.partial(_admit, parts, asked), timeout, lambda intake: _abandon(parts, [intake])
+        )
+
+    # -- the cache -----------------------------------------------------------------------------------------------
+
+    def warm(self, prefix: Prompt, *, cache_salt: str | None = None) -> Usage:
+        """Compute a prefix into the cache, so that requests that begin with it start at once."""
+        return self._prefill(prefix, cache_salt, pin=False)[1]
+
+    def pin(self, prefix: Prompt, *, cache_salt: str | None = None) -> Pin:
+        """`warm`, and keep the prefix from being evicted until the pin is released."""
+        parts = self._parts
+        request_id, usage = self._prefill(prefix, cache_salt, pin=True)
+
+        def release() -> None:
+            with contextlib.suppress(EngineClosedError):  # then it is released already
+                parts.loop.call(lambda: parts.scheduler.unpin(request_id))
+
+        return Pin(release, usage)
+
+    def _prefill(self, prefix: Prompt, cache_salt: str | None, *, pin: bool) -> tuple[RequestId, Usage]:
+        parts, channel = self._parts, Channel()
+        intake = parts.desk.admit(_one(prefix, _PREFILL, None, 0, cache_salt), channel.put, pin=pin)
+        _submit(parts, [intake])
+        try:
+            return intake.request.id, _collect(intake, channel, Deadline(None)).usage
+        finally:
+            _abandon(parts, [intake])
+
+    def flush_cache(self) -> int:
+        """Drop every cached prefix that is neither in use nor pinned; returns how many tokens that were."""
+        parts = self._parts
+        return parts.loop.call(parts.cache.clear).result()
+
+    def dump_cache(self) -> list[NodeDump]:
+        """The radix tree as it is now, depth first (for looking at it)."""
+        parts = self._parts
+        return parts.loop.call(lambda: list(parts.cache.tree.dump())).result()
+
+    # -- about it ------------------------------------------------------------------------------------------------
+
+    def stats(self) -> EngineStats:
+        """Counters and gauges as of the last step."""
+        parts = self._parts
+        return replace(parts.loop.stats, grammar_seconds=parts.grammars.seconds if parts.grammars else 0.0)
+
+    @property
+    def config(self) -> EngineConfig:
+        return self._parts.config
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """None when the checkpoint has none."""
+        return self._parts.tokenizer
+
+    @property
+    def model_name(self) -> str:
+        return self._parts.model.name
+
+    @property
+    def weights_hash(self) -> str:
+        """A fingerprint of the checkpoint, for the keys of response caches."""
+        return self._parts.model.weights_hash
+
+    @property
+    def max_context(self) -> int:
+        """Longest prompt plus output, in tokens."""
+        return self._parts.limits.longest
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End what is unfinished with `RequestAbortedError` and give all memory back. Safe to call twice."""
+        parts, self._open = self._open, None
+        if parts is not None:
+            self._finalizer.detach()
+            _close(parts)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def _parts(self) -> Parts:
+        if self._open is None:
+            raise EngineClosedError("the engine is closed")
+        return self._open
+
+
+class Pin:
+    """A prefix that stays in the cache until `release`; a context manager, too."""
+
+    def __init__(self, release: Callable[[], None], usage: Usage) -> None:
+        self._release = release
+        self.usage = usage
+
+    def release(self) -> None:
+        """Let the prefix be evicted when its turn comes. Safe to call twice."""
+        self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+_PREFILL = SamplingParams(max_tokens=0)
+
+
+def _close(parts: Parts) -> None:
+    parts.loop.close()
+
+
+def _collect(intake: Intake, channel: Channel, deadline: Deadline) -> GenerationResult:
+    collector = Collector(intake)
+    while not collector.done:
+        collector.take(channel.get(deadline))
+    return collector.result()
+
+
+def _submit(parts: Parts, intakes: Sequence[Intake]) -> None:
+    """Queue all of them, or raise and queue none."""
+    requests = [intake.request for intake in intakes]
+    parts.loop.submit(requests)
+    for request in requests:
+        if request.grammar is not None:
+            request.grammar.add_done_callback(lambda _: parts.loop.wake())
+
+
+async def _admit(parts: Parts, asked: GenerationRequest, channel: AsyncChannel) -> Intake:
+    """Check and queue; off the event loop where checking takes long."""
+    if asked.constraint is not None or (isinstance(asked.prompt, str) and len(asked.prompt) > LONG_TEXT):
+        intake = await asyncio.to_thread(parts.desk.admit, asked, channel.put)
+    else:
+        intake = parts.desk.admit(asked, channel.put)
+    _submit(parts, [intake])
+    return intake
+
+
+def _abandon(parts: Parts, intakes: Iterable[Intake]) -> None:
+    """Abort those that have not ended; nobody listens any more."""
+    for intake in intakes:
+        if not intake.request.ended:
+            with contextlib.suppress(EngineClosedError):  # then close() has ended it
+                parts.loop.post(functools.partial(parts.scheduler.abort, intake.request.id))
+
+
+def _one(
+    prompt: str | GenerationRequest | Sequence[int],
+    sampling: SamplingParams | None,
+    constraint: Constraint | None,
+    priority: int,
+    cache_salt: str | None,
+) -> GenerationRequest:
+    if isinstance(prompt, GenerationRequest):
+        return prompt
+    if not isinstance(prompt, str) and not (isinstance(prompt, Sequence) and all(isinstance(t, int) for t in prompt)):
+        raise InvalidRequestError(
+            f"a prompt is text, a sequence of token ids or a GenerationRequest, not {type(prompt).__name__}",
+            param="prompt",
+        )
+    prompt = prompt if isinstance(prompt, str) else tuple(prompt)
+    return GenerationRequest(prompt, sampling or SamplingParams(), constraint, priority, cache_salt)
+
+
+def _is_many(prompt: object) -> bool:
+    """Whether this is a list of prompts; an empty list is an empty prompt."""
+    return (
+        isinstance(prompt, Sequence)
+        and not isinstance(prompt, str)
+        and len(prompt) > 0
+        and not isinstance(prompt[0], int)
+    )

@@ -1,0 +1,134 @@
+"""Budget steering: the output closes within its budget whenever a way to close is known.
+
+Rules. Near the end of the budget a closing path of the current state is kept as a certificate. The mask then loses
+every token after which no path is known that fits what remains, and where only the path itself fits, it is all that
+is left. If no path is known the mask stays as it is: the output may end cut, and is reported so.
+
+What `Steering.restrict` does is a function of the accepted tokens and the budget alone. Certificates are computed at
+positions that follow from those, so calls left out, repeated or taken back change nothing; what is kept between
+calls only saves work. Nothing here knows about sampling or requests.
+
+Far from the end this costs nothing: a path of length L at a position with slack S (budget left minus L) is looked at
+again after S / (GROWTH + 1) tokens, as one token lengthens the closing by GROWTH at most in all but odd grammars.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from radixbackend.engine.grammar.closing import Closer, Cursor, Path
+from radixbackend.engine.grammar.tokens import Row, TokenTable, set_bit, tokens_in
+
+GROWTH = 32  # slack below which tokens are checked one by one
+MARGIN = 8  # slack below which kinds of tokens too many to check are allowed only if their samples close in time
+FEW = 24  # tokens of one kind that are checked one by one
+QUESTIONS = 1500  # to the grammar per mask; tokens that could only be checked by more are not allowed
+RETRY = 16  # tokens until a search that found nothing is repeated
+
+
+class Steering:
+    """The certificates of one matcher. Holds no cursor: the caller passes it, and gets it back as it was."""
+
+    def __init__(self, tokens: TokenTable, start: Path | None) -> None:
+        self._closer = Closer(tokens)
+        self._tokens = tokens
+        self._start = start
+        self._budget = -1
+        self._known: list[tuple[int, Path | None]] = []  # (position, closing path there), ascending
+        self._checked: tuple[int, dict[int, Path | None]] = (-1, {})  # position, paths after each token looked at
+
+    def fork(self) -> Steering:
+        """An independent copy."""
+        copy = Steering(self._tokens, self._start)
+        copy._budget = self._budget
+        copy._known = list(self._known)
+        return copy
+
+    def forget(self, length: int) -> None:
+        """The output was taken back to its first ``length`` tokens."""
+        while self._known and self._known[-1][0] > length:
+            self._known.pop()
+        if self._checked[0] >= length:
+            self._checked = (-1, {})
+
+    def restrict(self, cursor: Cursor, accepted: Sequence[int], row: Row, remaining: int) -> None:
+        """Take tokens out of ``row`` after which the output could not close in time."""
+        if len(accepted) + remaining != self._budget:
+            self._budget = len(accepted) + remaining
+            self._known = [(0, self._start)]
+        path = self._path(cursor, accepted)
+        if path is None or not 0 <= remaining - len(path) <= GROWTH:
+            return
+        check = _Check(self._closer, cursor, path, remaining - 1)
+        kept = row & self._tokens.end_mask
+        for kind in self._tokens.kinds:
+            part = row & kind
+            if part.any():
+                check.restrict(part, tight=remaining - len(path) <= MARGIN)
+                kept |= part
+        if path:
+            set_bit(kept, path[0], True)
+        row[:] = kept
+        self._checked = (len(accepted), check.paths)
+
+    def _path(self, cursor: Cursor, accepted: Sequence[int]) -> Path | None:
+        """The certificate at this position; None if none is known or none is due."""
+        position = len(accepted)
+        at, path = self._known[-1]
+        while (due := self._due(at, path)) <= position:
+            back = position - due
+            cursor.rollback(back)
+            path = self._next(cursor, path, tuple(accepted[at:due]), due)
+            for token in accepted[due:]:
+                cursor.accept(token)
+            at = due
+            self._known.append((at, path))
+        return path if at == position else None
+
+    def _due(self, position: int, path: Path | None) -> int:
+        """Where to look again after this certificate."""
+        slack = -1 if path is None else self._budget - position - len(path)
+        return position + (RETRY if slack < 0 else max(1, slack // (GROWTH + 1)))
+
+    def _next(self, cursor: Cursor, path: Path | None, taken: tuple[int, ...], position: int) -> Path | None:
+        checked_at, checked = self._checked
+        if checked_at == position - 1 and len(taken) == 1 and taken[0] in checked:
+            return checked[taken[0]]
+        limit = self._budget - position
+        carried = None if path is None else self._closer.carry(cursor, path, taken, limit)
+        return self._closer.find(cursor, limit) if carried is None else carried
+
+
+class _Check:
+    """Which tokens of one mask still leave time to close. ``limit``: tokens that may follow them."""
+
+    def __init__(self, closer: Closer, cursor: Cursor, path: Path, limit: int) -> None:
+        self.paths: dict[int, Path | None] = {}
+        self._closer = closer
+        self._cursor = cursor
+        self._path = path
+        self._limit = limit
+        self._may_ask = closer.asked + QUESTIONS
+
+    def restrict(self, row: Row, *, tight: bool) -> None:
+        """Keep those of one kind of tokens that close in time."""
+        found = tokens_in(row) if tight or np.count_nonzero(row) <= FEW else None
+        if found is not None and len(found) <= FEW:
+            for token in map(int, found):
+                if not self._fits(token):
+                    set_bit(row, token, False)
+        elif found is not None:
+            samples = {int(found[0]), int(found[len(found) // 2]), int(found[-1])}
+            if not all(self._fits(token, search=False) for token in samples):
+                row[:] = 0
+
+    def _fits(self, token: int, *, search: bool = True) -> bool:
+        if not self._cursor.accept(token):
+            return False
+        path = self._closer.carry(self._cursor, self._path, (token,), self._limit)
+        if path is None and search and self._closer.asked < self._may_ask:
+            path = self.paths[token] = self._closer.find(self._cursor, self._limit)
+        self._cursor.rollback(1)
+        return path is not None and len(path) <= self._limit

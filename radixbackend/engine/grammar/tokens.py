@@ -1,0 +1,178 @@
+"""The text of every token, and what follows from it for grammars.
+
+Rules. A grammar sees bytes: a token is allowed where its bytes are. Special tokens, end tokens and the ids beyond
+the tokenizer's entries have no bytes here, so no grammar can allow them inside text. A `TokenTable` is immutable
+and shared between threads. Nothing here knows about constraints, matchers or requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from radixbackend.engine.grammar.base import Vocabulary
+
+Row = NDArray[np.int32]
+"""One row of a mask: bit ``token % 32`` of word ``token // 32``."""
+
+LONGEST_SPELLED = 24  # bytes of a token that `TokenTable.spell` looks up at most
+SPELLINGS_KEPT = 4096
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """Characters that byte-level BPE vocabularies write for bytes: printable Latin-1 as it is, the rest from 256."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def _is_byte_piece(piece: str) -> bool:
+    return len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")
+
+
+def _decoder(pieces: Collection[str]) -> Any:
+    """How this vocabulary writes bytes, told by the vocabulary itself: a function from a piece to its bytes."""
+    alphabet = _byte_level_alphabet()
+    if sum(char in pieces for char in alphabet) >= 200:
+
+        def byte_level(piece: str) -> bytes:
+            codes = [alphabet.get(char) for char in piece]
+            return piece.encode() if None in codes else bytes(code for code in codes if code is not None)
+
+        return byte_level
+
+    def pieces_of_text(piece: str) -> bytes:
+        if _is_byte_piece(piece):
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace("\u2581", " ").encode("utf-8", "replace")
+
+    return pieces_of_text
+
+
+def _contents(tokenizer: Any) -> tuple[dict[int, bytes], dict[int, bytes]]:
+    """Bytes of the ordinary and of the special tokens, by id."""
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    special = set(tokenizer.all_special_ids) | {token for token, entry in added.items() if entry.special}
+    decode = _decoder(vocabulary)
+    texts: dict[int, bytes] = {}
+    for piece, token in vocabulary.items():
+        texts[token] = piece.encode() if token in added or token in special else decode(piece)
+    return (
+        {token: text for token, text in texts.items() if token not in special},
+        {token: text for token, text in texts.items() if token in special},
+    )
+
+
+def _row(size: int, tokens: Iterable[int]) -> Row:
+    bits = np.zeros(-(-size // 32) * 32, dtype=np.uint8)
+    bits[[token for token in tokens if token < size]] = 1
+    row: Row = np.packbits(bits, bitorder="little").view(np.int32)
+    row.setflags(write=False)
+    return row
+
+
+def set_bit(row: Row, token: int, allowed: bool) -> None:
+    """Allow or forbid one token."""
+    words = row.view(np.uint32)
+    bit = np.uint32(1 << token % 32)
+    words[token // 32] = words[token // 32] | bit if allowed else words[token // 32] & ~bit
+
+
+def tokens_in(row: Row) -> NDArray[np.intp]:
+    """Ids of the tokens whose bits are set, ascending; cheap where few words are nonzero."""
+    words = np.flatnonzero(row)
+    bits = np.unpackbits(row[words].view(np.uint8), bitorder="little").reshape(-1, 32)
+    word, bit = np.nonzero(bits)
+    return words[word] * 32 + bit
+
+
+def _kind(text: bytes) -> int:
+    """Tokens of one kind mostly do the same to a grammar that allows many of them."""
+    try:
+        content = text.decode()
+    except UnicodeDecodeError:
+        return 0
+    if "\\" in content:
+        return 7
+    if '"' in content:
+        return 1
+    if any(char < " " or char == "\x7f" for char in content):
+        return 2
+    if content.isdecimal():
+        return 3
+    if any(char in "<>|" for char in content):
+        return 4
+    return 5 if any(char in "{}[],:" for char in content) else 6
+
+
+class TokenTable:
+    """Every token's bytes, the masks built from them, and the way back from bytes to tokens.
+
+    Attributes:
+        size: number of logits; every mask row has ``ceil(size / 32)`` words.
+        texts: bytes of each token below ``size``; empty where a grammar must never allow it inside text.
+        end_tokens: tokens that end the output, as given.
+        text_mask: the tokens with bytes.
+        end_mask: the end tokens.
+        kinds: a partition of ``text_mask`` by what the tokens consist of (quotes, digits, brackets, …).
+    """
+
+    def __init__(self, size: int, texts: Sequence[bytes], specials: dict[int, bytes], end_tokens: Sequence[int]):
+        self.size = size
+        self.texts = tuple(texts)
+        self.specials = specials
+        self.end_tokens = frozenset(end_tokens)
+        carriers = [token for token, text in enumerate(self.texts) if text]
+        self.text_mask = _row(size, carriers)
+        self.end_mask = _row(size, self.end_tokens)
+        sorts: list[list[int]] = [[] for _ in range(8)]
+        for token in carriers:
+            sorts[_kind(self.texts[token])].append(token)
+        self.kinds = tuple(_row(size, tokens) for tokens in sorts)
+        # Where several tokens share their bytes (a byte piece and a letter) the last one is the ordinary one.
+        self._ids = {self.texts[token]: token for token in carriers if len(self.texts[token]) <= LONGEST_SPELLED}
+        self._longest = max(map(len, self._ids), default=0)
+        self.spell = lru_cache(SPELLINGS_KEPT)(self._spell)
+
+    @classmethod
+    def of(cls, vocabulary: Vocabulary) -> TokenTable:
+        """Read the tokenizer (0.2 s for 128k tokens)."""
+        ordinary, special = _contents(vocabulary.tokenizer)
+        texts = [ordinary.get(token, b"") for token in range(vocabulary.size)]
+        for token in vocabulary.end_tokens:
+            if token < vocabulary.size:
+                special.setdefault(token, texts[token])
+                texts[token] = b""
+        return cls(vocabulary.size, texts, special, vocabulary.end_tokens)
+
+    def with_specials(self, tokens: Collection[int]) -> TokenTable:
+        """A table in which these special tokens do have their bytes (end tokens never get them)."""
+        wanted = [t for t in tokens if t in self.specials and t < self.size and t not in self.end_tokens]
+        texts = list(self.texts)
+        for token in wanted:
+            texts[token] = self.specials[token]
+        return TokenTable(self.size, texts, self.specials, tuple(self.end_tokens))
+
+    def token(self, text: bytes) -> int | None:
+        """The token with exactly these bytes."""
+        return self._ids.get(text)
+
+    def _spell(self, text: bytes) -> tuple[int, ...] | None:
+        """Tokens with these bytes, longest match first (near the fewest possible); None where bytes have no token."""
+        tokens: list[int] = []
+        start = 0
+        while start < len(text):
+            for end in range(min(len(text), start + self._longest), start, -1):
+                token = self._ids.get(text[start:end])
+                if token is not None:
+                    tokens.append(token)
+                    start = end
+                    break
+            else:
+                return None
+        return tuple(tokens)

@@ -1,0 +1,56 @@
+"""Keys and values by slot: one pair of tensors per attention layer, page size 1.
+
+Rules. A slot is a row; what it holds, who owns it and when it is free is for others to know. Nothing is zeroed: a
+slot is read only after it was written. The last row of each tensor belongs to no one: padding rows of fixed-size
+batches are written there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class KVShape:
+    """One layer's share of a slot; keys and values may differ in size (latent attention expands them unevenly)."""
+
+    heads: int
+    key_dim: int
+    value_dim: int
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return self.heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
+
+
+def bytes_per_slot(shapes: Sequence[KVShape]) -> int:
+    """What one token costs, in all layers together."""
+    return sum(shape.nbytes for shape in shapes)
+
+
+class KVStore:
+    """``keys[i]`` is ``[capacity + 1, heads, key_dim]`` of layer i, ``values[i]`` likewise."""
+
+    def __init__(self, shapes: Sequence[KVShape], capacity: int, device: torch.device) -> None:
+        self.capacity = capacity
+        self.keys = [torch.empty(capacity + 1, s.heads, s.key_dim, dtype=s.dtype, device=device) for s in shapes]
+        self.values = [torch.empty(capacity + 1, s.heads, s.value_dim, dtype=s.dtype, device=device) for s in shapes]
+
+    @property
+    def dummy_slot(self) -> int:
+        """Where rows that belong to no sequence are written."""
+        return self.capacity
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+
+    def close(self) -> None:
+        """Give the memory back; the store is empty afterwards."""
+        self.keys.clear()
+        self.values.clear()
+        self.capacity = 0

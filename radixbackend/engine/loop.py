@@ -1,0 +1,252 @@
+"""The engine's one thread: commands in, steps, updates out.
+
+Rules. Everything that happens to the scheduler happens here, as a command taken from the inbox between two steps,
+so nothing below needs a lock. No policy: what to run is the scheduler's, how to run it the executor's. Nothing that
+a request, a sink or an observer does ends the thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Protocol, TypeVar
+
+from radixbackend.engine.plan import Executor, SequencePlan, StepPlan
+from radixbackend.engine.request import Request, Update
+from radixbackend.engine.scheduler import Scheduler
+from radixbackend.errors import EngineClosedError, QueueFullError, RequestAbortedError
+from radixbackend.types import EngineStats, RequestRecord, StepRecord
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Command = Callable[[], list[Update]]
+
+POLL_SECONDS = 0.05
+"""How long the thread sleeps at most while there is work that cannot run (grammars are being compiled)."""
+
+
+class Observer(Protocol):
+    """Hears of every step and of every ended request, on the engine's thread; must not raise."""
+
+    def step_finished(self, record: StepRecord) -> None: ...
+
+    def request_finished(self, record: RequestRecord) -> None: ...
+
+
+class EngineLoop:
+    """Runs a scheduler and an executor on a thread of its own from construction to `close`.
+
+    ``max_open`` bounds the choices that are unfinished at once. ``on_exit`` runs on that thread once nothing steps
+    any more: it gives memory back.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        observer: Observer,
+        *,
+        max_open: int,
+        on_exit: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._scheduler = scheduler
+        self._executor = executor
+        self._observer = observer
+        self._on_exit = on_exit
+        self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._gate = threading.Lock()
+        self._closed = False  # nothing is posted after the closing None
+        self._max_open = max_open
+        self._open = 0  # choices submitted and not ended
+        self._pid = os.getpid()
+        self.stats: EngineStats = scheduler.stats()
+        self._thread = threading.Thread(target=self._run, name="radix-engine", daemon=True)
+        self._thread.start()
+
+    # -- any thread ----------------------------------------------------------------------------------------------
+
+    def post(self, command: Command) -> None:
+        """Have ``command`` run between two steps; raises `EngineClosedError` after `close` or in a forked child."""
+        if os.getpid() != self._pid:
+            raise EngineClosedError(
+                "this process was forked from the engine's, whose thread did not come along: "
+                "build the engine after forking, or use the spawn start method"
+            )
+        with self._gate:
+            if self._closed:
+                raise EngineClosedError("the engine is closed")
+            self._inbox.put(command)
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue all of these requests, or raise `QueueFullError` (or as `post` does) and queue none."""
+        coming = sum(len(request.seeds) for request in requests)
+        with self._gate:
+            if self._open + coming > self._max_open:
+                raise QueueFullError(
+                    f"{self._open} requests are unfinished, and {coming} more would exceed max_running + max_waiting "
+                    f"= {self._max_open}; try again later or raise max_waiting"
+                )
+            self._open += coming
+        try:
+            self.post(lambda: self._scheduler.add(requests))
+        except EngineClosedError:
+            self._open -= coming
+            raise
+
+    def call(self, function: Callable[[], T]) -> Future[T]:
+        """Run ``function`` on the engine's thread between two steps."""
+        future: Future[T] = Future()
+
+        def command() -> list[Update]:
+            try:
+                future.set_result(function())
+            except Exception as fault:
+                future.set_exception(fault)
+            return []
+
+        self.post(command)
+        return future
+
+    def wake(self) -> None:
+        """Look again for something to run (a grammar is ready); does nothing once closed."""
+        if not self._closed:
+            self._inbox.put(list)
+
+    def close(self) -> None:
+        """End every request with `RequestAbortedError`, stop the thread, wait for it. Safe to call twice."""
+        if os.getpid() != self._pid:
+            return
+        with self._gate:
+            if not self._closed:
+                self._closed = True
+                self._inbox.put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    # -- the engine's thread -------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        busy = False
+        try:
+            while self._take_commands(0.0 if busy else POLL_SECONDS if self._scheduler.has_work else None):
+                busy = self._step()
+        finally:
+            self._deliver(self._scheduler.abort_all("the engine was closed"))
+            self._on_exit()
+
+    def _take_commands(self, timeout: float | None) -> bool:
+        """Run what is in the inbox, waiting that long for a first command; False when it is time to stop."""
+        try:
+            command = self._inbox.get(timeout=timeout) if timeout != 0.0 else self._inbox.get(block=False)
+            while command is not None:
+                self._guarded(command)
+                command = self._inbox.get(block=False)
+        except queue.Empty:
+            return True
+        return False
+
+    def _step(self) -> bool:
+        """One step; False when there was nothing to run."""
+        started = time.monotonic()
+        plan = self._guarded_schedule()
+        if plan is None:
+            return False
+        scheduled = time.monotonic()
+        commit = self._execute(plan)
+        executed = time.monotonic()
+        self._guarded(commit)
+        committed = time.monotonic()
+        prompts = [p for p in plan.sequences if len(p.tokens) - _drafts(p) > 1]
+        drafts = sum(_drafts(p) for p in plan.sequences)
+        prefill = sum(len(p.tokens) - _drafts(p) for p in prompts)
+        self._observer.step_finished(
+            StepRecord(
+                step=plan.step,
+                started=started,
+                schedule_seconds=scheduled - started,
+                execute_seconds=executed - scheduled,
+                commit_seconds=committed - executed,
+                sequences=len(plan.sequences),
+                prefill_tokens=prefill,
+                decode_tokens=plan.num_tokens - prefill - drafts,
+                draft_tokens=drafts,
+                stats=self.stats,
+            )
+        )
+        return True
+
+    def _guarded_schedule(self) -> StepPlan | None:
+        plan: StepPlan | None = None
+
+        def command() -> list[Update]:
+            nonlocal plan
+            plan, updates = self._scheduler.schedule()
+            return updates
+
+        self._guarded(command)
+        return plan
+
+    def _execute(self, plan: StepPlan) -> Command:
+        """Run a step; returns what the scheduler has to do about its result."""
+        try:
+            result = self._executor.execute(plan)
+        except Exception as fault:
+            log.warning("step %d failed: %s: %s", plan.step, type(fault).__name__, fault, exc_info=True)
+            # The traceback would keep the step's tensors alive for as long as the caller keeps the error.
+            failure = fault.with_traceback(None)
+            return lambda: self._scheduler.fail_step(plan, failure)
+        return lambda: self._scheduler.commit(plan, result)
+
+    def _guarded(self, command: Command) -> None:
+        """Run a command and deliver its updates; a fault of the scheduler's own books is contained, not fatal."""
+        try:
+            updates = command()
+        except Exception as fault:
+            log.exception("the scheduler failed")
+            updates = self._scheduler.quarantine(fault)
+        self._deliver(updates)
+
+    def _deliver(self, updates: list[Update]) -> None:
+        self.stats = self._scheduler.stats()  # first, so that a caller who has its answer finds it counted
+        for update in updates:
+            if update.last:
+                with self._gate:
+                    self._open -= len(update.request.seeds)
+                self._observer.request_finished(_record(update))
+            try:
+                update.request.sink(update)
+            except Exception:
+                log.exception("the consumer of request %d failed; the request is aborted", update.request.id)
+                if not update.last:
+                    self._scheduler.abort(update.request.id)
+
+
+def _drafts(sequence: SequencePlan) -> int:
+    return len(sequence.sample.drafts) if sequence.sample else 0
+
+
+def _record(update: Update) -> RequestRecord:
+    request = update.request
+    if isinstance(update.error, RequestAbortedError):
+        outcome = "aborted"
+    elif update.error is not None:
+        outcome = type(update.error).__name__
+    else:
+        outcome = update.event.finish_reason if update.event and update.event.finish_reason else "stop"
+    return RequestRecord(
+        request_id=request.id,
+        outcome=outcome,
+        usage=request.usage,
+        priority=request.priority,
+        submitted=request.submitted,
+        admitted=request.admitted,
+        first_token=request.first_token,
+        finished=time.monotonic(),
+        retractions=request.retractions,
+    )

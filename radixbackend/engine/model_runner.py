@@ -1,0 +1,127 @@
+"""A transformers model over the paged pool: `StepPlan` in, logits out.
+
+Rules. The modeling code runs unchanged over one packed row of tokens, ``[1, T]``, with explicit positions and no
+cache of its own. The runner registers one attention function with transformers, under a name of its own and without
+a mask builder, so no masks are made; what a step needs to know reaches it as the runner's own state, set around the
+forward, never through a global. No queues, no sampling, no decision about slots.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from radixbackend.engine.attention.base import AttentionBackend, AttentionBatch
+from radixbackend.engine.kv_store import KVShape, KVStore, bytes_per_slot
+from radixbackend.engine.model_loader import LoadedModel
+from radixbackend.engine.plan import ExecutorTraits, SequenceId, StepPlan
+from radixbackend.engine.probe import (
+    AttentionProbe,
+    probe_tokens,
+    register_attention,
+    takes_index,
+    unregister_attention,
+)
+from radixbackend.engine.runner import Logits, wanted_rows
+from radixbackend.errors import IntegrityError, UnsupportedModelError
+
+
+class ModelRunner:
+    """See `Runner`. Construction probes the model; raises `UnsupportedModelError` where paging cannot be exact."""
+
+    traits = ExecutorTraits()
+
+    def __init__(self, loaded: LoadedModel, attention: AttentionBackend) -> None:
+        self.model: Any = loaded.model
+        self.device = loaded.device
+        self.attention = attention
+        self.name = f"radixbackend_{id(self):x}"
+        self._original_attention = self.model.config._attn_implementation
+        self._takes_index = takes_index(self.model)
+        self._store: KVStore | None = None
+        self._call = 0
+        try:
+            calls = AttentionProbe().run(self.model, self.name, probe_tokens(loaded.config, loaded.vocab_size))
+            for layer in calls.layers:
+                if reason := attention.refuses(layer):
+                    raise UnsupportedModelError(f"attention {attention.name!r} cannot serve it: {reason}")
+        except BaseException:
+            self.close()
+            raise
+        self.layers, self._modules = calls.layers, calls.modules
+        self._shapes = [KVShape(x.kv_heads, x.key_dim, x.value_dim, x.dtype) for x in self.layers if x.writes]
+        self.bytes_per_slot = bytes_per_slot(self._shapes)
+        register_attention(self.name, self._attend)
+
+    @property
+    def capacity(self) -> int:
+        return 0 if self._store is None else self._store.capacity
+
+    def allocate(self, capacity: int) -> None:
+        if self._store is not None:
+            self._store.close()
+        self._store = KVStore(self._shapes, capacity, self.device)
+        self.attention.bind(self.layers, self._store)
+
+    def run(self, plan: StepPlan) -> Logits:
+        if self._store is None:
+            raise IntegrityError("the runner has no slots: allocate() comes first")
+        wanted, offsets = wanted_rows(plan)
+        ids = torch.cat([torch.from_numpy(s.tokens) for s in plan.sequences])
+        positions = torch.cat([torch.arange(s.start, s.context) for s in plan.sequences])
+        rows = torch.from_numpy(wanted).to(self.device, torch.long)
+        self._call = 0
+        self.attention.begin(AttentionBatch.of(plan))
+        try:
+            with torch.inference_mode():
+                logits = self._forward(ids.long()[None].to(self.device), positions[None].to(self.device), rows)
+        finally:
+            self.attention.end()
+        if self._call != len(self.layers):
+            raise IntegrityError(f"{self._call} attention calls in a forward, not {len(self.layers)}")
+        # A copy made here is an ordinary tensor, which the sampler may write to; one from inference mode is not.
+        return Logits(logits.to(torch.float32, copy=True), offsets)
+
+    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        if not self._takes_index:
+            output = self.model(input_ids=ids, position_ids=positions, use_cache=False)
+            everything: torch.Tensor = output.logits[0]
+            return everything.index_select(0, rows)
+        # A step of prompt chunks alone wants no logits; one row keeps every model's head away from empty tensors.
+        keep = rows if len(rows) else rows.new_zeros(1)
+        output = self.model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=keep)
+        logits: torch.Tensor = output.logits[0, : len(rows)]
+        return logits
+
+    def _attend(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        scaling: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """The function registered with transformers: ``[1, heads, T, dim]`` in, ``[1, T, heads, dim]`` out."""
+        call = self._call
+        if call >= len(self.layers) or self._modules[call] is not module:
+            raise IntegrityError(f"unexpected attention call {call} by {type(module).__name__}")
+        self._call = call + 1
+        layer = self.layers[call]
+        sinks = kwargs["s_aux"] if layer.sinks else None
+        packed = [x[0].transpose(0, 1) for x in (query, key, value)]
+        return self.attention.attend(layer, packed[0], packed[1], packed[2], sinks)[None], None
+
+    def forget(self, sequence_id: SequenceId) -> None:
+        """Nothing is kept beyond the slots."""
+
+    def close(self) -> None:
+        if self.model.config._attn_implementation == self.name:
+            self.model.set_attn_implementation(self._original_attention)
+        unregister_attention(self.name)
+        if self._store is not None:
+            self._store.close()
+            self._store = None

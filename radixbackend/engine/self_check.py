@@ -1,0 +1,215 @@
+"""Which way to run a model, decided by measuring: paged and plain logits must agree at load.
+
+Rules. The reference is the model's own forward over each whole sequence, without any cache of ours or
+transformers'. The script against it holds everything that serving does: packed sequences, chunks of prompts beside
+decodes, a prefix reused from another sequence's slots, several tokens verified at once, slots in any order. Logits
+are compared, not tokens, since a wrong model can still guess right. Windows longer than the script are read from the
+model's mask functions instead (see `probe`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from radixbackend.engine.attention.base import AttentionBackend
+from radixbackend.engine.model_loader import LoadedModel
+from radixbackend.engine.model_runner import ModelRunner
+from radixbackend.engine.plan import ExecutorTraits, IntArray, SequenceId, SequencePlan, StepPlan
+from radixbackend.engine.probe import has_states, special_tokens
+from radixbackend.engine.runner import Runner
+from radixbackend.engine.sequential_runner import SequentialRunner
+from radixbackend.errors import UnsupportedModelError
+
+log = logging.getLogger(__name__)
+
+LONGEST_WINDOW = 64
+"""Windows and chunks up to this long are exceeded by the script."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How far a runner's logits are from plain ones: per row ``|Δ| / |row - mean|``.
+
+    In low precision single rows may differ by much (a router's near tie), so the median decides there, that of rows
+    without and of rows with a context before their step, whichever is larger.
+    """
+
+    median: float
+    worst: float
+    dtype: torch.dtype
+
+    @property
+    def acceptable(self) -> bool:
+        if self.dtype == torch.float32:
+            return self.worst < 1e-2
+        return self.median < 0.1
+
+    def __str__(self) -> str:
+        return f"logits differ by {self.median:.1e} in the median and {self.worst:.1e} at worst"
+
+
+def choose_runner(loaded: LoadedModel, attention: AttentionBackend, *, self_check: bool = True) -> Runner:
+    """The fastest exact runner for a model, already without slots: call `Runner.allocate` next.
+
+    Paged if the check passes, else sequential if its own passes, else `UnsupportedModelError`. With
+    ``self_check=False`` the model's structure alone decides.
+    """
+    reasons = []
+    for path, make in (("paged", _paged), ("sequential", _sequential)):
+        try:
+            with _faults_as_unsupported():
+                runner = make(loaded, attention, self_check)
+        except UnsupportedModelError as reason:
+            reasons.append(f"{path}: {reason}")
+            continue
+        log.info("%s runs on the %s path%s", loaded.name, path, f" ({reasons[0]})" if reasons else "")
+        return runner
+    raise UnsupportedModelError(f"{loaded.name!r} cannot be served exactly; {'; '.join(reasons)}")
+
+
+@contextmanager
+def _faults_as_unsupported() -> Iterator[None]:
+    """A model that fails on a path does not support it, whatever it raises; running out of memory says nothing."""
+    try:
+        yield
+    except (UnsupportedModelError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as fault:
+        raise UnsupportedModelError(f"{type(fault).__name__}: {fault}") from fault
+
+
+def _paged(loaded: LoadedModel, attention: AttentionBackend, self_check: bool) -> Runner:
+    if has_states(loaded.model.config):
+        raise UnsupportedModelError("it has recurrent layers, whose state does not lie in slots")
+    runner = ModelRunner(loaded, attention)
+    try:
+        if self_check:
+            _require(loaded, runner)
+    except BaseException:
+        runner.close()
+        raise
+    return runner
+
+
+def _sequential(loaded: LoadedModel, attention: AttentionBackend, self_check: bool) -> Runner:
+    if not self_check:
+        return SequentialRunner(loaded, chunks=not has_states(loaded.model.config))
+    runner = SequentialRunner(loaded)
+    try:
+        with _faults_as_unsupported():
+            _require(loaded, runner)
+    except UnsupportedModelError as reason:
+        log.debug("%s: prompts in several pieces: %s", loaded.name, reason)
+        runner = SequentialRunner(loaded, chunks=False)
+        _require(loaded, runner)
+    return runner
+
+
+def _require(loaded: LoadedModel, runner: Runner) -> None:
+    difference = compare(loaded, runner)
+    if not difference.acceptable:
+        raise UnsupportedModelError(str(difference))
+
+
+def compare(loaded: LoadedModel, runner: Runner) -> Difference:
+    """Run the script on ``runner`` and on the plain model; the runner's slots are allocated, used and dropped."""
+    script = Script.of(loaded, runner)
+    runner.allocate(script.slots)
+    try:
+        found = script.run(runner)
+    finally:
+        runner.allocate(0)
+    fresh: list[torch.Tensor] = []
+    continued: list[torch.Tensor] = []
+    with plain_attention(loaded.model, runner), torch.no_grad():
+        for sequence, rows in found.items():
+            tokens = torch.from_numpy(script.sequences[sequence]).long()[None].to(loaded.device)
+            reference = loaded.model(input_ids=tokens, use_cache=False).logits[0].float()
+            for position, (start, row) in rows.items():
+                plain = reference[position]
+                error = (row - plain).norm() / (plain - plain.mean()).norm().clamp_min(1e-6)
+                (continued if start else fresh).append(error.nan_to_num(nan=float("inf")))
+    groups = [torch.stack(errors) for errors in (fresh, continued)]
+    return Difference(max(float(g.median()) for g in groups), max(float(g.max()) for g in groups), loaded.dtype)
+
+
+@contextmanager
+def plain_attention(model: Any, runner: Runner) -> Iterator[None]:
+    """transformers' own attention for a while: eager, the one that knows soft caps and sinks."""
+    if not isinstance(runner, ModelRunner):
+        yield
+        return
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(runner.name)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Script:
+    """Three sequences, the third of which begins like the first, and who computes how many tokens in each step."""
+
+    sequences: tuple[IntArray, IntArray, IntArray]
+    shared: int  # tokens that the third has in common with the first
+    steps: tuple[tuple[tuple[int, int], ...], ...]  # per step (sequence, tokens)
+    slots: int
+    traits: ExecutorTraits
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, runner: Runner) -> Script:
+        length = min(_length(runner), loaded.max_context)
+        rng = np.random.default_rng(0)
+        vocabulary = np.setdiff1d(np.arange(loaded.vocab_size), special_tokens(loaded.config))
+        first, second, third = (rng.choice(vocabulary, size).astype(np.int32) for size in (length, length - 5, length))
+        shared = length // 2
+        third[:shared] = first[:shared]
+        traits = runner.traits
+        if not traits.chunks:
+            steps = [[(0, length - 3), (1, length - 8)], *([(0, 1), (1, 1)] for _ in range(3))]
+        else:
+            half, rest = shared + 1, length - shared - 1
+            steps = [[(0, half), (1, 1)], [(1, length - 9), (0, rest - 5)], [(1, 1), (0, 1)]]
+            drafted = 3 if traits.drafts else 1
+            if traits.shares_prefixes:
+                steps += [[(0, 1), (2, rest - 6), (1, 1)], [(2, 1), (1, 1)], [(0, drafted), (2, drafted)]]
+            else:
+                steps += [[(0, drafted), (1, 1)]]
+        return cls((first, second, third), shared, tuple(map(tuple, steps)), 3 * length, traits)
+
+    def run(self, runner: Runner) -> dict[int, dict[int, tuple[int, torch.Tensor]]]:
+        """By sequence and position: where the step that computed it started, and its logits."""
+        order = np.random.default_rng(1).permutation(self.slots).astype(np.int32)
+        slots = [order[i * len(self.sequences[0]) :][: len(s)].copy() for i, s in enumerate(self.sequences)]
+        slots[2][: self.shared] = slots[0][: self.shared]
+        done = [0, 0, self.shared]
+        found: dict[int, dict[int, tuple[int, torch.Tensor]]] = {}
+        for number, step in enumerate(self.steps):
+            plans = []
+            for which, count in step:
+                start, end = done[which], done[which] + count
+                tokens = self.sequences[which][start:end]
+                plans.append(SequencePlan(SequenceId(which), tokens, start, slots[which][:end], None, 0))
+            logits = runner.run(StepPlan(number, tuple(plans)))
+            for i, (which, count) in enumerate(step):
+                rows = logits.of(i)
+                found.setdefault(which, {}).update((done[which] + j, (done[which], rows[j])) for j in range(count))
+                done[which] += count
+        for which in found:
+            runner.forget(SequenceId(which))
+        return found
+
+
+def _length(runner: Runner) -> int:
+    """Long enough for every short window to close within the shared prefix."""
+    layers = runner.layers if isinstance(runner, ModelRunner) else ()
+    reaches = [x.window or x.chunk or 0 for x in layers]
+    short = [reach for reach in reaches if reach <= LONGEST_WINDOW]
+    return 20 + max(short, default=0) * 2

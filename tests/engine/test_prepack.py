@@ -1,0 +1,87 @@
+"""Prepacked linear layers change how fast a model is and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from radixbackend.engine import prepack as prepacking
+from radixbackend.engine.attention.torch_native import TorchAttention
+from radixbackend.engine.model_loader import LoadedModel
+from radixbackend.engine.model_runner import ModelRunner
+from radixbackend.engine.prepack import PackedLinear, prepack
+from radixbackend.engine.self_check import choose_runner
+from tests import zoo
+
+needs_op = pytest.mark.skipif(not prepacking.available(), reason="this torch or CPU has no packed bfloat16 linear")
+
+
+def logits(model: nn.Module, length: int = 9) -> torch.Tensor:
+    tokens = torch.arange(60, 60 + length)[None]
+    with torch.no_grad():
+        return model(input_ids=tokens, use_cache=False).logits
+
+
+@needs_op
+@pytest.mark.parametrize(
+    "name", ["llama", "qwen2", "gemma2", "qwen3_moe", "deepseek_v3", "phi", "falcon", "nemotron_h"]
+)
+def test_logits_are_the_same_bits(name: str) -> None:
+    model = zoo.build(name).bfloat16()
+    before = [logits(model, length) for length in (1, 9, 40)]
+    linears = sum(type(module) is nn.Linear for module in model.modules())
+    assert prepack(LoadedModel.of(model)) == linears > 0
+    assert not any(type(module) is nn.Linear for module in model.modules())
+    for plain, length in zip(before, (1, 9, 40), strict=True):
+        assert torch.equal(logits(model, length), plain)
+
+
+@needs_op
+def test_a_packed_model_passes_the_self_check() -> None:
+    loaded = LoadedModel.of(zoo.build("llama").bfloat16())
+    assert prepack(loaded)
+    assert isinstance(choose_runner(loaded, TorchAttention()), ModelRunner)
+
+
+@needs_op
+def test_dense_weights_are_gone_except_tied_ones() -> None:
+    model = zoo.build("llama_yarn_tied").bfloat16()
+    prepack(LoadedModel.of(model))
+    dense = [name for name, p in model.named_parameters() if p.layout == torch.strided and p.ndim == 2]
+    assert dense == ["model.embed_tokens.weight"]
+    assert isinstance(model.lm_head, PackedLinear)
+
+
+@needs_op
+def test_odd_inputs() -> None:
+    model = zoo.build("llama").bfloat16()
+    linear, packed = model.model.layers[0].mlp.up_proj, zoo.build("llama").bfloat16()
+    prepack(LoadedModel.of(packed))
+    other = packed.model.layers[0].mlp.up_proj
+    wide = torch.randn(64, 6, 5).bfloat16()
+    for rows in (wide.permute(1, 2, 0), wide.permute(2, 1, 0)[:, ::2], torch.empty(0, 64).bfloat16(), wide[:, 0, 0]):
+        assert torch.equal(other(rows), linear(rows))
+
+
+@needs_op
+def test_a_model_that_reads_weights_itself_is_left_alone() -> None:
+    model = zoo.build("llama_yarn_tied").bfloat16()
+    attention = model.model.layers[1].self_attn
+
+    class Reading(type(attention.q_proj)):
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            return rows @ attention.k_proj.weight.repeat(2, 1).T
+
+    attention.q_proj.__class__ = Reading
+    before = logits(model)
+    assert prepack(LoadedModel.of(model)) == 0
+    assert torch.equal(logits(model), before)
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_other_dtypes_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert prepack(LoadedModel.of(zoo.build("llama"))) == 0
+    monkeypatch.setattr(prepacking, "available", lambda: False)
+    assert prepack(LoadedModel.of(zoo.build("llama").bfloat16())) == 0
