@@ -54,7 +54,7 @@ RANK_WINDOW = 128
 """Waiting sequences ranked per step, those due first: bounds the cost of a step however long the queue."""
 
 HOLD_TOKENS = 16
-"""A sequence waits for a prefix being computed by another if that saves at least this many tokens."""
+"""A sequence waits for a prefix being computed by another if they share at least this many tokens."""
 
 MAX_DRAFTS = 64
 """Forced tokens proposed at once."""
@@ -295,9 +295,9 @@ class Scheduler:
         )
 
     def _is_held(self, sequence: Sequence, cached: int) -> bool:
-        """Whether a running sequence is about to compute at least HOLD_TOKENS more of this one's prefix."""
+        """Whether a running sequence is about to compute more of a prefix that is worth waiting for."""
         mine = sequence.matchable
-        least = cached + HOLD_TOKENS
+        least = max(cached + 1, HOLD_TOKENS)
         if not self._cache.enabled or len(mine) < least:
             return False
         for leader in self._running.values():
