@@ -10,7 +10,7 @@ import asyncio
 import queue
 import time
 
-from radixbackend.engine.request import Update
+from radixbackend.engine.request import ConsumerGone, Update
 from radixbackend.errors import RequestTimeoutError
 
 
@@ -52,8 +52,11 @@ class AsyncChannel:
         self._queue: asyncio.Queue[Update] = asyncio.Queue()
 
     def put(self, update: Update) -> None:
-        """Raises RuntimeError once the event loop is closed."""
-        self._loop.call_soon_threadsafe(self._queue.put_nowait, update)
+        """Raises `ConsumerGone` once the event loop is closed."""
+        try:
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, update)
+        except RuntimeError:
+            raise ConsumerGone from None
 
     async def get(self, deadline: Deadline) -> Update:
         """The next update; raises `RequestTimeoutError` past the deadline."""

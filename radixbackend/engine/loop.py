@@ -12,12 +12,13 @@ import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Protocol, TypeVar
 
 from radixbackend.engine.plan import Executor, SequencePlan, StepPlan
-from radixbackend.engine.request import Request, Update
+from radixbackend.engine.request import ConsumerGone, Request, Update
 from radixbackend.engine.scheduler import Scheduler
 from radixbackend.errors import EngineClosedError, QueueFullError, RequestAbortedError
 from radixbackend.types import EngineStats, RequestRecord, StepRecord
@@ -137,6 +138,9 @@ class EngineLoop:
             while self._take_commands(0.0 if busy else POLL_SECONDS if self._scheduler.has_work else None):
                 busy = self._step()
         finally:
+            with self._gate:
+                self._closed = True  # also if a fault of ours brought the thread here: nobody must wait for ever
+            self._take_commands(0.0)
             self._deliver(self._scheduler.abort_all("the engine was closed"))
             self._on_exit()
 
@@ -214,17 +218,20 @@ class EngineLoop:
 
     def _deliver(self, updates: list[Update]) -> None:
         self.stats = self._scheduler.stats()  # first, so that a caller who has its answer finds it counted
-        for update in updates:
+        pending = deque(updates)
+        while pending:
+            update = pending.popleft()
             if update.last:
                 with self._gate:
                     self._open -= len(update.request.seeds)
                 self._observer.request_finished(_record(update))
             try:
                 update.request.sink(update)
-            except Exception:
-                log.exception("the consumer of request %d failed; the request is aborted", update.request.id)
+            except Exception as fault:
+                if not isinstance(fault, ConsumerGone):
+                    log.exception("the consumer of request %d failed; the request is aborted", update.request.id)
                 if not update.last:
-                    self._scheduler.abort(update.request.id)
+                    pending.extend(self._scheduler.abort(update.request.id))
 
 
 def _drafts(sequence: SequencePlan) -> int:

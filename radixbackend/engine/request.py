@@ -54,6 +54,10 @@ class Update:
     """Nothing follows for this request."""
 
 
+class ConsumerGone(Exception):
+    """Raised by a sink when nobody can listen any more (its event loop is closed); the request is aborted."""
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """One submitted request: what was asked, and what its choices have in common."""

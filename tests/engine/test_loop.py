@@ -1,0 +1,175 @@
+"""The engine's thread over a fake executor: commands, faults of sinks, observers and of our own books."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from radixbackend.builtin_plugin import radix_rank_waiting
+from radixbackend.engine.loop import EngineLoop
+from radixbackend.engine.prefix_cache import PrefixCache
+from radixbackend.engine.request import ConsumerGone, Request, Update
+from radixbackend.engine.scheduler import Limits, Scheduler
+from radixbackend.errors import EngineClosedError, QueueFullError, RequestAbortedError
+from radixbackend.types import RequestId, RequestRecord, SamplingParams, StepRecord
+from tests.engine.fake import FakeExecutor, plain
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.steps: list[StepRecord] = []
+        self.requests: list[RequestRecord] = []
+
+    def step_finished(self, record: StepRecord) -> None:
+        self.steps.append(record)
+
+    def request_finished(self, record: RequestRecord) -> None:
+        self.requests.append(record)
+
+
+class Bench:
+    def __init__(self, max_open: int = 100) -> None:
+        self.cache = PrefixCache(2000)
+        self.executor = FakeExecutor()
+        self.scheduler = Scheduler(
+            self.cache,
+            Limits(),
+            traits=self.executor.traits,
+            end_tokens=(0,),
+            rank=radix_rank_waiting,
+            on_leave=self.executor.forget,
+        )
+        self.heard = Heard()
+        self.exited = threading.Event()
+        self.loop = EngineLoop(
+            self.scheduler, self.executor, self.heard, max_open=max_open, on_exit=self.exited.set
+        )
+
+    def request(self, number: int, count: int = 10, sink=None) -> tuple[Request, queue.SimpleQueue[Update]]:
+        updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
+        prompt = np.array([number % 40 + 1, 7, 8], np.int32)
+        params = SamplingParams(max_tokens=count)
+        request = Request(RequestId(number), prompt, params, 3 + count, (0,), sink or updates.put)
+        return request, updates
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.loop.close()
+    assert bench.exited.is_set()
+
+
+def answer(updates: queue.SimpleQueue[Update]) -> list[int]:
+    tokens: list[int] = []
+    while True:
+        update = updates.get(timeout=5)
+        if update.error:
+            raise update.error
+        assert update.event
+        tokens += update.event.token_ids
+        if update.last:
+            return tokens
+
+
+def test_requests_are_answered_and_observed(bench: Bench) -> None:
+    asked = [bench.request(i) for i in range(5)]
+    bench.loop.submit([request for request, _ in asked])
+    for i, (_, updates) in enumerate(asked):
+        assert answer(updates) == plain([i + 1, 7, 8], 10)
+    assert sorted(r.request_id for r in bench.heard.requests) == [0, 1, 2, 3, 4]
+    assert bench.loop.stats.finished == 5
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("sink"), ConsumerGone()])
+def test_a_sink_that_raises_ends_its_request_and_no_other(bench: Bench, fault: Exception) -> None:
+    def sink(update: Update) -> None:
+        raise fault
+
+    bad, _ = bench.request(1, 500, sink)
+    good, updates = bench.request(2, 20)
+    bench.loop.submit([bad, good])
+    assert answer(updates) == plain([3, 7, 8], 20)
+    assert [r.outcome for r in bench.heard.requests] == ["aborted", "length"]
+    bench.loop.submit([bench.request(i)[0] for i in range(3, 103)])  # the failed one does not count as open
+
+
+def test_commands_run_between_steps_and_report_their_own_errors(bench: Bench) -> None:
+    assert bench.loop.call(lambda: threading.current_thread().name).result(5) == "radix-engine"
+    with pytest.raises(ZeroDivisionError):
+        bench.loop.call(lambda: 1 / 0).result(5)
+    request, updates = bench.request(1)
+    bench.loop.submit([request])
+    assert answer(updates)
+
+
+def test_a_fault_in_our_own_books_is_contained(bench: Bench) -> None:
+    request, updates = bench.request(1, 30)
+    commits = []
+    commit = bench.scheduler.commit
+
+    def failing(plan, result):
+        commits.append(plan)
+        if len(commits) == 5:
+            raise AssertionError("our own fault")
+        return commit(plan, result)
+
+    bench.scheduler.commit = failing  # type: ignore[method-assign]
+    bench.loop.submit([request])
+    assert answer(updates) == plain([2, 7, 8], 30)
+    assert bench.loop.stats.quarantines == 1
+
+
+def test_a_thread_that_dies_leaves_nobody_waiting(bench: Bench) -> None:
+    def broken(*_):
+        raise SystemError("twice")
+
+    bench.scheduler.schedule = broken  # type: ignore[method-assign]
+    bench.scheduler.quarantine = broken  # type: ignore[method-assign]
+    request, updates = bench.request(1)
+    with pytest.warns(pytest.PytestUnhandledThreadExceptionWarning):
+        bench.loop.submit([request])
+        with pytest.raises(RequestAbortedError):
+            answer(updates)
+        bench.exited.wait(5)
+        bench.loop.close()
+    with pytest.raises(EngineClosedError):
+        bench.loop.submit([bench.request(2)[0]])
+
+
+def test_the_bound_counts_what_is_unfinished() -> None:
+    bench = Bench(max_open=3)
+    bench.loop.call(lambda: None).result(5)
+    held = threading.Event()
+    bench.loop.post(lambda: [] if held.wait(5) else [])
+    asked = [bench.request(i) for i in range(3)]
+    bench.loop.submit([r for r, _ in asked])
+    with pytest.raises(QueueFullError):
+        bench.loop.submit([bench.request(9)[0]])
+    held.set()
+    for _, updates in asked:
+        answer(updates)
+    request, updates = bench.request(10)
+    bench.loop.submit([request])
+    assert answer(updates)
+    bench.loop.close()
+
+
+def test_close_ends_what_waits_and_what_comes_later(bench: Bench) -> None:
+    asked = [bench.request(i, 100_000) for i in range(3)]
+    for request, _ in asked:
+        request.max_length = 1500
+    bench.loop.submit([r for r, _ in asked])
+    asked[0][1].get(timeout=5)
+    bench.loop.close()
+    for _, updates in asked:
+        with pytest.raises(RequestAbortedError):
+            answer(updates)
+    with pytest.raises(EngineClosedError):
+        bench.loop.post(list)
+    bench.loop.wake()
