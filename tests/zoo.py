@@ -243,6 +243,8 @@ PACKED: dict[str, tuple[str, dict[str, Any]]] = {
     "hy_v3": ("hy_v3", EXPERTS),
     "hrm_text": ("hrm_text", {}),
     "gemma4_unified": ("gemma4_unified_text", {}),
+    "ctrl": ("ctrl", {"n_embd": 64, "n_layer": 2, "n_head": 4, "dff": 64}),
+    "beam": ("beam", {}),
     "granite_attention_only": ("granitemoehybrid", {"layer_types": ["attention"] * 3}),
 }
 
@@ -319,6 +321,10 @@ SEQUENTIAL: dict[str, tuple[str, dict[str, Any]]] = {
             "chunk_size": 8,
         },
     ),
+    "rwkv": ("rwkv", {"attention_hidden_size": 64}),
+    "inkling": ("inkling_text", {}),
+    "lfm3": ("lfm3", {}),
+    "zamba": ("zamba", {"mamba_d_state": 8, "n_mamba_heads": 2}),
     "xglm": ("xglm", {"d_model": 64, "ffn_dim": 96, "num_layers": 3, "attention_heads": 4}),
     "kimi_linear": (
         "kimi_linear",
@@ -338,6 +344,9 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         "minimax",
         {"layer_types": ["linear_attention", "full_attention", "linear_attention"], "block_size": 8},
     ),
+    # sparse attention that looks like any other at the lengths of a self-check
+    "deepseek_v32": ("deepseek_v32", {**LATENT, **EXPERTS, "head_dim": 8, "index_head_dim": 16, "index_n_heads": 2}),
+    "deepseek_v4": ("deepseek_v4", EXPERTS),
 }
 if version.parse(transformers.__version__) < version.parse("5.23"):  # continues its cache wrongly before
     REFUSED["doge"] = SEQUENTIAL.pop("doge")

@@ -9,16 +9,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from radixbackend.config import EngineConfig
+from radixbackend.engine.embedder import Embedder
 from radixbackend.engine.executor import ModelExecutor
 from radixbackend.engine.grammar.base import Vocabulary
 from radixbackend.engine.grammar.service import GrammarService
 from radixbackend.engine.intake import FrontDesk, ModelLimits
 from radixbackend.engine.loop import EngineLoop
 from radixbackend.engine.model_loader import LoadedModel, ModelSpec
+from radixbackend.engine.prepack import prepack
 from radixbackend.engine.prefix_cache import PrefixCache
 from radixbackend.engine.runner import Runner
 from radixbackend.engine.sampler import Sampler
@@ -28,6 +31,11 @@ from radixbackend.errors import ConfigError
 from radixbackend.plugins import Plugins
 from radixbackend.structured import FrontDoor
 from radixbackend.tokenizer import Tokenizer
+from radixbackend.types import ModelInfo
+
+if TYPE_CHECKING:
+    from radixbackend.chat.formats.base import ToolFormat
+    from radixbackend.chat.reasoning import ReasoningFormat
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +64,10 @@ class Parts:
     grammars: GrammarService | None
     limits: ModelLimits
     desk: FrontDesk
+    embedder: Embedder
     loop: EngineLoop
+    tool_format: ToolFormat | None
+    reasoning_format: ReasoningFormat | None
 
 
 def build(config: EngineConfig, plugins: Iterable[object] = ()) -> Parts:
@@ -66,6 +77,10 @@ def build(config: EngineConfig, plugins: Iterable[object] = ()) -> Parts:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     model = hooks.load_model(ModelSpec.of(config))
+    info = _describe(model)
+    formats = hooks.tool_format(info), hooks.reasoning_format(info)
+    embedder = Embedder(model, model.model.config._attn_implementation)
+    prepack(model)
     kernel = hooks.make_attention(config.attention, model.device.type)
     runner = choose_runner(model, kernel, self_check=config.self_check)
     try:
@@ -90,7 +105,7 @@ def build(config: EngineConfig, plugins: Iterable[object] = ()) -> Parts:
     )
     limits = ModelLimits(model.vocab_size, min(config.max_context or model.max_context, model.max_context), capacity)
     grammars = _grammars(config, hooks, model, tokenizer)
-    desk = FrontDesk(limits, tokenizer, FrontDoor(), grammars, config.grammar)
+    desk = FrontDesk(limits, tokenizer, FrontDoor(), grammars, config.grammar, model.end_tokens)
 
     def on_exit() -> None:
         runner.close()
@@ -98,7 +113,18 @@ def build(config: EngineConfig, plugins: Iterable[object] = ()) -> Parts:
             grammars.close()
 
     loop = EngineLoop(scheduler, executor, hooks, max_open=config.max_running + config.max_waiting, on_exit=on_exit)
-    return Parts(config, hooks, model, tokenizer, cache, scheduler, grammars, limits, desk, loop)
+    return Parts(config, hooks, model, tokenizer, cache, scheduler, grammars, limits, desk, embedder, loop, *formats)
+
+
+def _describe(model: LoadedModel) -> ModelInfo:
+    template = getattr(model.tokenizer, "chat_template", None) or ""
+    added = getattr(model.tokenizer, "added_tokens_decoder", {}).values()
+    return ModelInfo(
+        name=model.name,
+        model_type=getattr(model.config, "model_type", ""),
+        chat_template=template if isinstance(template, str) else "\n".join(template.values()),
+        added_tokens=frozenset(str(token) for token in added),
+    )
 
 
 def _grammars(

@@ -26,6 +26,7 @@ from radixbackend.engine.streams import AsyncTokenStream, TokenStream
 from radixbackend.errors import EngineClosedError, InvalidRequestError, RadixError
 from radixbackend.types import (
     Constraint,
+    Embeddings,
     EngineStats,
     GenerationRequest,
     GenerationResult,
@@ -36,6 +37,8 @@ from radixbackend.types import (
 )
 
 if TYPE_CHECKING:
+    from radixbackend.chat.formats.base import ToolFormat
+    from radixbackend.chat.reasoning import ReasoningFormat
     from radixbackend.engine.radix_tree import NodeDump
     from radixbackend.tokenizer import Tokenizer
 
@@ -201,6 +204,27 @@ class Engine:
             functools.partial(_admit, parts, asked), timeout, lambda intake: _abandon(parts, [intake])
         )
 
+    def embed(self, texts: Prompt | Sequence[Prompt], *, dimensions: int | None = None) -> Embeddings:
+        """A vector for each text (or list of token ids), pooled and normalized as the checkpoint says.
+
+        Computed one by one between the steps that answer requests; without files of sentence-transformers a vector
+        is the last token's final hidden state, normalized. Blocks until all are done.
+
+        Args:
+            dimensions: keep only the first so many (for models that were trained for it).
+
+        Raises:
+            InvalidRequestError, UnsupportedModelError, EngineClosedError
+        """
+        parts = self._parts
+        inputs = texts if _is_many(texts) else [texts]
+        prompts = [parts.desk.encode(_one(text, None, None, 0, None).prompt) for text in inputs]  # type: ignore[arg-type]
+        vectors = [
+            parts.loop.call(functools.partial(parts.embedder.vector, prompt, dimensions)).result()
+            for prompt in prompts
+        ]
+        return Embeddings(tuple(vectors), sum(map(len, prompts)))
+
     # -- the cache -----------------------------------------------------------------------------------------------
 
     def warm(self, prefix: Prompt, *, cache_salt: str | None = None) -> Usage:
@@ -266,6 +290,16 @@ class Engine:
     def max_context(self) -> int:
         """Longest prompt plus output, in tokens."""
         return self._parts.limits.longest
+
+    @property
+    def tool_format(self) -> ToolFormat | None:
+        """How this model writes tool calls, as `radix_tool_format` says."""
+        return self._parts.tool_format
+
+    @property
+    def reasoning_format(self) -> ReasoningFormat | None:
+        """How this model writes what it thinks first, as `radix_reasoning_format` says; None if it does not."""
+        return self._parts.reasoning_format
 
     # -- the end -------------------------------------------------------------------------------------------------
 

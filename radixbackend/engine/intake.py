@@ -65,6 +65,9 @@ class _StopStrings:
         return self._text.feed((token,)).stop is not None
 
 
+_NOTHING = SamplingParams(max_tokens=0)
+
+
 class FrontDesk:
     """Checks and translates requests; safe to call from many threads at once."""
 
@@ -75,12 +78,14 @@ class FrontDesk:
         front_door: FrontDoor,
         grammars: GrammarService | None,
         grammar: str,
+        end_tokens: tuple[int, ...] = (),
     ) -> None:
         self._limits = limits
         self._tokenizer = tokenizer
         self._front_door = front_door
         self._grammars = grammars
         self._grammar = grammar
+        self._end_tokens = end_tokens
         self._ids = itertools.count()
 
     def admit(self, asked: GenerationRequest, sink: Callable[[Update], None], *, pin: bool = False) -> Intake:
@@ -113,6 +118,12 @@ class FrontDesk:
         )
         return Intake(request, texts, validate)
 
+    def encode(self, prompt: str | tuple[int, ...]) -> list[int]:
+        """A prompt's tokens, which fit the context. Raises `InvalidRequestError`."""
+        tokens = self._encode(prompt)
+        self._max_length(len(tokens), _NOTHING)
+        return tokens
+
     def _text(self, params: SamplingParams, prompt: list[int]) -> TextStream:
         assert self._tokenizer is not None
         return TextStream(
@@ -122,7 +133,8 @@ class FrontDesk:
             include_stop=params.include_stop,
             min_tokens=params.min_tokens,
             skip_special_tokens=params.skip_special_tokens,
-            hidden_tokens=params.stop_token_ids,
+            # What ends an output is not part of its text, whether special tokens are shown or not.
+            hidden_tokens=params.stop_token_ids + (() if params.ignore_eos else self._end_tokens),
         )
 
     def _encode(self, prompt: str | tuple[int, ...]) -> list[int]:

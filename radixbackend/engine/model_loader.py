@@ -26,9 +26,9 @@ from radixbackend.engine.rope import context_limit
 from radixbackend.errors import (
     ConfigError,
     MissingDependencyError,
-    ModelError,
     ModelLoadError,
     ModelNotFoundError,
+    RadixError,
     UnsafeCheckpointError,
 )
 
@@ -297,7 +297,7 @@ def _foreign_errors(name: str) -> Iterator[None]:
 
     try:
         yield
-    except ModelError:
+    except RadixError:
         raise
     except ImportError as fault:
         raise MissingDependencyError(f"loading {name!r} needs a package that is not installed: {fault}") from fault
@@ -307,7 +307,7 @@ def _foreign_errors(name: str) -> Iterator[None]:
         raise ModelLoadError(f"the weights of {name!r} do not fit into the device's memory") from fault
     except OSError as fault:
         raise ModelLoadError(f"files of {name!r} cannot be read: {_first_line(fault)}") from fault
-    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as fault:
+    except Exception as fault:  # tokenizers raises bare ones
         raise ModelLoadError(f"{name!r} cannot be loaded: {type(fault).__name__}: {_first_line(fault)}") from fault
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from radixbackend.engine.attention.base import AttentionBackend, AttentionBatch
 from radixbackend.engine.kv_store import KVShape, KVStore, bytes_per_slot
 from radixbackend.engine.model_loader import LoadedModel
-from radixbackend.engine.plan import ExecutorTraits, SequenceId, StepPlan
+from radixbackend.engine.plan import ExecutorTraits, IntArray, SequenceId, StepPlan
 from radixbackend.engine.probe import (
     AttentionProbe,
     probe_tokens,
@@ -69,20 +70,24 @@ class ModelRunner:
         if self._store is None:
             raise IntegrityError("the runner has no slots: allocate() comes first")
         wanted, offsets = wanted_rows(plan)
-        ids = torch.cat([torch.from_numpy(s.tokens) for s in plan.sequences])
-        positions = torch.cat([torch.arange(s.start, s.context) for s in plan.sequences])
+        ids = self._row([s.tokens for s in plan.sequences])
+        positions = self._row([np.arange(s.start, s.context, dtype=np.int32) for s in plan.sequences])
         rows = torch.from_numpy(wanted).to(self.device, torch.long)
         self._call = 0
         self.attention.begin(AttentionBatch.of(plan))
         try:
             with torch.inference_mode():
-                logits = self._forward(ids.long()[None].to(self.device), positions[None].to(self.device), rows)
+                logits = self._forward(ids, positions, rows)
         finally:
             self.attention.end()
         if self._call != len(self.layers):
             raise IntegrityError(f"{self._call} attention calls in a forward, not {len(self.layers)}")
         # A copy made here is an ordinary tensor, which the sampler may write to; one from inference mode is not.
         return Logits(logits.to(torch.float32, copy=True), offsets)
+
+    def _row(self, parts: list[IntArray]) -> torch.Tensor:
+        """``[1, T]`` on the device."""
+        return torch.from_numpy(np.concatenate(parts)).to(self.device, torch.long)[None]
 
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         if not self._takes_index:

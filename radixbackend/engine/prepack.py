@@ -33,11 +33,8 @@ class PackedLinear(nn.Linear):
 
 def available() -> bool:
     """Whether this torch and this CPU can do it."""
-    return (
-        hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    )
+    names = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
+    return all(hasattr(torch.ops.mkldnn, name) for name in names) and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def prepack(loaded: LoadedModel) -> int:

@@ -23,8 +23,17 @@ PROBE_TOKENS = 4
 MASK_REACH = 1 << 17
 """Windows are looked for up to this many positions back; beyond, a layer counts as seeing everything."""
 
+MASK_SAMPLES = (0, 1, 7, 100, 4095, 4096, 5000, 65535, MASK_REACH - 3)
+"""Positions at which a mask is compared with what was concluded from it."""
+
 HARMLESS_KWARGS = frozenset({"position_ids", "position_embeddings", "cache_position", "attention_mask"})
 """Tensors that models pass along to attention although every kernel ignores them."""
+
+KEY_VALUE_KINDS = frozenset({"DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer"})
+"""Layers of a transformers cache that hold keys and values, or nothing."""
+
+STATE_KINDS = "LinearAttention"
+"""How the names of those begin that hold a state."""
 
 Reach = tuple[int | None, int | None]
 """Window and chunk, as in `AttentionLayer`."""
@@ -78,7 +87,7 @@ class AttentionProbe:
         self._calls.append(_Call(module, query, key, value, self._named(attention_mask), scaling, kwargs))
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
 
-    def mask(self, *_: Any, mask_function: MaskFunction, device: Any = None, **__: Any) -> torch.Tensor:
+    def mask(self, *_: Any, mask_function: MaskFunction, device: torch.device | None = None, **__: Any) -> torch.Tensor:
         """In place of a mask builder: a mask filled with the number of its function, from 1."""
         self._masks.append(mask_function)
         return torch.full((1, 1, PROBE_TOKENS, PROBE_TOKENS), float(len(self._masks)), device=device)
@@ -110,7 +119,7 @@ class AttentionProbe:
             unregister_attention(name)
         if not self._calls:
             raise UnsupportedModelError("its attention does not go through transformers' attention interface")
-        reaches = [_reach(function) for function in self._masks]
+        reaches = [_reach(function, device) for function in self._masks]
         layers: list[AttentionLayer] = []
         for call in self._calls:
             layers.append(self._layer(call, layers, reaches))
@@ -177,49 +186,34 @@ class _Call:
         return (getattr(config, "sliding_window", None) if kind == "sliding_attention" else None), None
 
 
-def _reach(function: MaskFunction) -> Reach:
+def _reach(function: MaskFunction, device: torch.device) -> Reach:
     """Window and chunk of a mask function, found by asking it; anything but causal, window or chunk is refused."""
-    seen = _row(function, MASK_REACH - 1)
-    first = int(seen.int().argmax())
-    if first == 0:
-        candidate: Reach = (None, None)
-    else:
-        window = MASK_REACH - first
-        # A window moves with the query, a chunk does not.
-        earlier = _row(function, MASK_REACH - 2)
-        moves = first == int(earlier.int().argmax()) + 1
-        candidate = (window, None) if moves else (None, _chunk(function, first))
-    for position in (0, 1, 7, 100, 4095, 4096, 5000, 65535, MASK_REACH - 3):
-        expected = _expected(candidate, position)
-        if not torch.equal(_row(function, position), expected):
+
+    def seen(position: int) -> torch.Tensor:
+        """Which of the keys ``0 … position + 1`` the query at ``position`` sees."""
+        zero, query = torch.tensor(0, device=device), torch.tensor(position, device=device)
+        keys = torch.arange(position + 2, device=device)
+        return torch.broadcast_to(function(zero, zero, query, keys), keys.shape)
+
+    def first(position: int) -> int:
+        return int(seen(position).int().argmax())
+
+    last = MASK_REACH - 1
+    window = chunk = None
+    if first(last) > 0:
+        # A window moves with the query, a chunk does not: its size is the distance to the start of the one before.
+        if first(last) == first(last - 1) + 1:
+            window = last - first(last) + 1
+        else:
+            chunk = first(last) - first(first(last) - 1)
+    for position in MASK_SAMPLES:
+        keys = torch.arange(position + 2, device=device)
+        expected = (keys <= position) & (keys > position - (window or MASK_REACH))
+        if chunk is not None:
+            expected &= keys >= position // chunk * chunk
+        if not torch.equal(seen(position), expected):
             raise UnsupportedModelError("its attention mask is neither causal, a sliding window nor chunks")
-    return candidate
-
-
-def _row(function: MaskFunction, position: int) -> torch.Tensor:
-    """Which of the keys ``0 … position + 1`` the query at ``position`` sees."""
-    zero = torch.tensor(0)
-    keys = torch.arange(position + 2)
-    try:
-        return torch.broadcast_to(function(zero, zero, torch.tensor(position), keys), keys.shape)
-    except (IndexError, RuntimeError) as fault:
-        raise UnsupportedModelError(f"its attention mask cannot be asked about position {position}") from fault
-
-
-def _chunk(function: MaskFunction, first: int) -> int:
-    """Size of the chunk that starts at ``first``: the distance to the start of the one before."""
-    return first - int(_row(function, first - 1).int().argmax())
-
-
-def _expected(candidate: Reach, position: int) -> torch.Tensor:
-    window, chunk = candidate
-    keys = torch.arange(position + 2)
-    seen = keys <= position
-    if window is not None:
-        seen &= keys > position - window
-    if chunk is not None:
-        seen &= keys >= position // chunk * chunk
-    return seen
+    return window, chunk
 
 
 def special_tokens(config: Any) -> list[int]:
@@ -236,10 +230,24 @@ def probe_tokens(config: Any, vocab_size: int) -> list[int]:
 
 def has_states(config: Any) -> bool:
     """Whether transformers caches a state for some layer (recurrent, convolutional) instead of keys and values."""
+    return any(kind.startswith(STATE_KINDS) for kind in _cache_kinds(config))
+
+
+def refuse_unknown_caches(config: Any) -> None:
+    """Raise `UnsupportedModelError` for layers that cache what none of our paths keeps or checks.
+
+    Such are index keys and compressed contexts of sparse attention: they begin to matter at lengths far beyond those
+    of the self-check.
+    """
+    for kind in _cache_kinds(config):
+        if kind not in KEY_VALUE_KINDS and not kind.startswith(STATE_KINDS):
+            raise UnsupportedModelError(f"it caches more than keys and values ({kind})")
+
+
+def _cache_kinds(config: Any) -> set[str]:
     from transformers import DynamicCache
 
-    layers = DynamicCache(config=config).layers
-    return any(hasattr(layer, "update_recurrent_state") or hasattr(layer, "update_conv_state") for layer in layers)
+    return {type(layer).__name__ for layer in DynamicCache(config=config).layers}
 
 
 def takes_index(model: Any) -> bool:

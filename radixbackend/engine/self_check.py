@@ -22,12 +22,15 @@ from radixbackend.engine.attention.base import AttentionBackend
 from radixbackend.engine.model_loader import LoadedModel
 from radixbackend.engine.model_runner import ModelRunner
 from radixbackend.engine.plan import ExecutorTraits, IntArray, SequenceId, SequencePlan, StepPlan
-from radixbackend.engine.probe import has_states, special_tokens
+from radixbackend.engine.probe import has_states, refuse_unknown_caches, special_tokens
 from radixbackend.engine.runner import Runner
 from radixbackend.engine.sequential_runner import SequentialRunner
 from radixbackend.errors import UnsupportedModelError
 
 log = logging.getLogger(__name__)
+
+LENGTH = 48
+"""Of the script's sequences, where no window asks for more: kernels treat a few queries unlike many."""
 
 LONGEST_WINDOW = 64
 """Windows and chunks up to this long are exceeded by the script."""
@@ -65,6 +68,7 @@ def choose_runner(loaded: LoadedModel, attention: AttentionBackend, *, self_chec
     for path, make in (("paged", _paged), ("sequential", _sequential)):
         try:
             with _faults_as_unsupported():
+                refuse_unknown_caches(loaded.model.config)
                 runner = make(loaded, attention, self_check)
         except UnsupportedModelError as reason:
             reasons.append(f"{path}: {reason}")
@@ -176,7 +180,7 @@ class Script:
             steps = [[(0, length - 3), (1, length - 8)], *([(0, 1), (1, 1)] for _ in range(3))]
         else:
             half, rest = shared + 1, length - shared - 1
-            steps = [[(0, half), (1, 1)], [(1, length - 9), (0, rest - 5)], [(1, 1), (0, 1)]]
+            steps = [[(0, half)], [(1, 4)], [(1, length - 12), (0, rest - 5)], [(1, 1), (0, 1)]]
             drafted = 3 if traits.drafts else 1
             if traits.shares_prefixes:
                 steps += [[(0, 1), (2, rest - 6), (1, 1)], [(2, 1), (1, 1)], [(0, drafted), (2, drafted)]]
@@ -212,4 +216,4 @@ def _length(runner: Runner) -> int:
     layers = runner.layers if isinstance(runner, ModelRunner) else ()
     reaches = [x.window or x.chunk or 0 for x in layers]
     short = [reach for reach in reaches if reach <= LONGEST_WINDOW]
-    return 20 + max(short, default=0) * 2
+    return LENGTH + max(short, default=0) * 2

@@ -69,6 +69,7 @@ class Bench:
         self.backend.begin(batch)
         out = self.backend.attend(self.layer, *packed, self.sinks)
         self.backend.end()
+        assert out.is_contiguous()  # some models take a view of it
         assert out.shape == (sum(lengths), self.layer.heads, self.layer.value_dim)
         return list(out.split(lengths))
 

@@ -7,10 +7,16 @@ import shutil
 import socket
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from radixbackend.config import EngineConfig
@@ -76,11 +82,43 @@ def test_no_network_for_a_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     load(folder)
 
 
-def test_a_tokenizer_comes_along(tiny_checkpoint: Path) -> None:
-    loaded = load(tiny_checkpoint)
-    assert loaded.tokenizer.decode(loaded.tokenizer("radix tree").input_ids, skip_special_tokens=True) == "radix tree"
-    if loaded.tokenizer.eos_token_id is not None:
-        assert loaded.tokenizer.eos_token_id in loaded.end_tokens
+def add_tokenizer(folder: Path) -> None:
+    letters = ByteLevel.alphabet()
+    inner = Tokenizer(BPE(vocab={letter: i for i, letter in enumerate(sorted(letters))}, merges=[]))
+    inner.pre_tokenizer, inner.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    last = sorted(letters)[-1]
+    PreTrainedTokenizerFast(tokenizer_object=inner, eos_token=last).save_pretrained(folder)
+
+
+def test_a_tokenizer_comes_along(folder: Path) -> None:
+    add_tokenizer(folder)
+    loaded = load(folder)
+    assert loaded.tokenizer.decode(loaded.tokenizer("radix tree").input_ids) == "radix tree"
+    assert loaded.end_tokens == (2, 255)
+
+
+def test_a_broken_tokenizer_is_not_left_out(folder: Path) -> None:
+    add_tokenizer(folder)
+    (folder / "tokenizer.json").write_text('{"version": "1.0", "model": ')
+    with pytest.raises(ModelLoadError):
+        load(folder)
+
+
+def test_a_hub_id_is_downloaded_without_what_is_not_needed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def download(name: str, **options: Any) -> str:
+        asked.update(options, name=name)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    loaded = load("owner/model", revision="v2")
+    assert (loaded.name, loaded.folder) == ("owner/model", folder)
+    assert (asked["name"], asked["revision"]) == ("owner/model", "v2")
+    assert "*.safetensors" in asked["allow_patterns"]
+    assert not {"*.py", "*.bin"} & set(asked["allow_patterns"])
+    load("owner/model", trust_remote_code=True, allow_pickle=True)
+    assert {"*.py", "*.bin"} <= set(asked["allow_patterns"])
 
 
 def test_end_tokens_are_those_of_every_source(folder: Path) -> None:
@@ -90,11 +128,11 @@ def test_end_tokens_are_those_of_every_source(folder: Path) -> None:
     assert loaded.end_tokens == (7, 9, 11)
     loaded.model.generation_config.eos_token_id = [7, zoo.VOCAB + 5, -1]
 
-    class Tokenizer:
+    class OtherTokenizer:
         eos_token_id = 13
 
     # What no logit stands for cannot end anything.
-    assert LoadedModel.of(loaded.model, Tokenizer()).end_tokens == (7, 11, 13)
+    assert LoadedModel.of(loaded.model, OtherTokenizer()).end_tokens == (7, 11, 13)
 
 
 @pytest.mark.parametrize("name", ["no/such", "no-such-model"])

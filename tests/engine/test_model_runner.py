@@ -63,7 +63,7 @@ class Reference:
 
     def __call__(self, tokens: np.ndarray) -> torch.Tensor:
         with torch.no_grad():
-            return self.model(input_ids=torch.from_numpy(tokens).long()[None], use_cache=False).logits[0]
+            return self.model(input_ids=torch.tensor(tokens.tolist())[None], use_cache=False).logits[0]
 
 
 def check(runner: Any, reference: Reference, *steps: list[tuple[Sequence, int]]) -> None:
@@ -174,11 +174,20 @@ def test_longrope_serves_long_contexts_with_its_factors_for_those() -> None:
     second = runner.run(StepPlan(1, (b.take(10), a.take(50))))
     found = torch.cat((first.of(0), second.of(1)))
     torch.testing.assert_close(found, plain, atol=1e-3, rtol=0)
-    alone = SequentialRunner(loaded)
-    b.done = 0
     rows = torch.cat((first.of(1), second.of(0)))
     runner.close()
+    alone = SequentialRunner(loaded)
+    b.done = 0
     torch.testing.assert_close(alone.run(StepPlan(0, (b.take(20),))).rows, rows, atol=1e-3, rtol=0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_plans_may_be_read_only() -> None:
+    runner, reference = paged("llama"), Reference("llama")
+    tokens, slots = prompt(1, 12), np.random.default_rng(0).permutation(20).astype(np.int32)
+    for array in (tokens, slots):
+        array.flags.writeable = False
+    check(runner, reference, [(Sequence(1, tokens, slots), 6)], [(Sequence(1, tokens, slots, 6), 6)])
 
 
 def test_two_runners_of_two_models_do_not_meet() -> None:

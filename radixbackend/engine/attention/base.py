@@ -112,8 +112,11 @@ class AttentionBackend(Protocol):
         value: torch.Tensor,
         sinks: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Store ``key [T, kv_heads, key_dim]`` and ``value [T, kv_heads, value_dim]``, attend with ``query [T, heads,
-        key_dim]`` and return ``[T, heads, value_dim]``. ``sinks`` is ``[heads]`` where the layer has them."""
+        """Store the step's keys and values, attend with its queries.
+
+        ``query [T, heads, key_dim]``, ``key [T, kv_heads, key_dim]``, ``value [T, kv_heads, value_dim]``, any strides;
+        ``sinks [heads]`` where the layer has them. Returns ``[T, heads, value_dim]``, contiguous.
+        """
 
     def end(self) -> None:
         """The step is over, even by an exception: let go of what `begin` prepared."""

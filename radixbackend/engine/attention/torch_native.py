@@ -98,7 +98,7 @@ class TorchAttention:
                 outputs.append(_spelled_out(layer, query[rows], k, v, read, sinks))
             else:
                 outputs.append(_sdpa(layer, query[rows], k, v, read))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return outputs[0].contiguous() if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _reads(batch: AttentionBatch, layer: AttentionLayer, device: torch.device) -> list[_Read]:
@@ -140,7 +140,7 @@ def _lie(slots: IntArray, device: torch.device) -> slice | torch.Tensor:
     low, high = int(slots[0]), int(slots[-1])
     if high - low == len(slots) - 1 and bool((np.diff(slots) == 1).all()):
         return slice(low, high + 1)
-    return torch.from_numpy(np.ascontiguousarray(slots)).to(device)
+    return torch.from_numpy(slots.copy()).to(device)
 
 
 def _sdpa(layer: AttentionLayer, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, read: _Read) -> torch.Tensor:
@@ -188,10 +188,14 @@ def _spelled_out(
 
 
 def _pack(layer: AttentionLayer, q: torch.Tensor) -> torch.Tensor:
-    """``[q, heads, dim]`` to ``[kv_heads, group, q, dim]``."""
+    """``[q, heads, dim]`` to ``[kv_heads, group, q, dim]``; of one query just a view."""
+    if len(q) == 1:
+        return q.reshape(layer.kv_heads, layer.group, 1, layer.key_dim)
     return q.reshape(-1, layer.kv_heads, layer.group, layer.key_dim).permute(1, 2, 0, 3)
 
 
 def _unpack(layer: AttentionLayer, out: torch.Tensor) -> torch.Tensor:
     """``[kv_heads, group, q, dim]`` back to ``[q, heads, dim]``."""
+    if out.shape[2] == 1:
+        return out.reshape(1, layer.heads, layer.value_dim)
     return out.permute(2, 0, 1, 3).reshape(-1, layer.heads, layer.value_dim)
