@@ -12,7 +12,7 @@ import argparse
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ from radixbackend import Engine, EngineStats, GenerationRequest, SamplingParams,
 from radixbackend.engine.model_loader import LoadedModel
 
 VOCAB = 32_000
+
+Workload = Callable[["Engine", float], Coroutine[Any, Any, None]]
 
 
 def build(shape: str) -> Any:
@@ -101,13 +103,13 @@ async def branches(engine: Engine, scale: float) -> None:
     await engine.agenerate(asked(tokens(0, int(600 * scale)), 32, n=16))
 
 
-def run(model: Any, workload: Callable[[Engine, float], Awaitable[None]], scale: float, cache: bool) -> tuple[float, EngineStats]:
+def run(model: Any, workload: Workload, scale: float, cache: bool) -> tuple[float, EngineStats]:
     with Engine("bench", plugins=[InMemory(model)], prefix_cache=cache, self_check=False) as engine:
         engine.generate([5] * 32, SamplingParams(max_tokens=4))  # first calls allocate
         engine.flush_cache()
         before = engine.stats()
         started = time.perf_counter()
-        asyncio.run(workload(engine, scale))  # type: ignore[arg-type]
+        asyncio.run(workload(engine, scale))
         seconds = time.perf_counter() - started
         after = engine.stats()
         used = EngineStats(
@@ -133,12 +135,17 @@ def main() -> None:
         seconds_on, on = run(model, workload, arguments.scale, cache=True)
         for label, seconds, used, ratio in (
             ("off", seconds_off, off, ""),
-            ("on", seconds_on, on, f"{seconds_off / seconds_on:.2f}×"),
+            ("on", seconds_on, on, f"{seconds_off / seconds_on:.2f}x"),
         ):
             rate = used.generated_tokens / seconds
             table.add_row(
-                workload.__name__, label, f"{seconds:.1f}", f"{rate:.0f}", f"{used.prefilled_tokens:,}",
-                f"{used.cache_hit_rate:.0%}", ratio,
+                workload.__name__,
+                label,
+                f"{seconds:.1f}",
+                f"{rate:.0f}",
+                f"{used.prefilled_tokens:,}",
+                f"{used.cache_hit_rate:.0%}",
+                ratio,
             )
     Console().print(table)
 

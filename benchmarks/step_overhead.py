@@ -91,7 +91,10 @@ def main() -> None:
     table = Table(title=f"µs per step beside the model, vocabulary {arguments.vocab}, context {CONTEXT}")
     for column in ("sampling", "batch", "schedule", "sample", "commit", "engine thread", "text (caller's thread)"):
         table.add_column(column, justify="right")
-    kinds = {"greedy": SamplingParams(temperature=0, ignore_eos=True), "top_p": SamplingParams(top_p=0.9, ignore_eos=True)}
+    kinds = {
+        "greedy": SamplingParams(temperature=0, ignore_eos=True),
+        "top_p": SamplingParams(top_p=0.9, ignore_eos=True),
+    }
     for name, params in kinds.items():
         for batch in (1, 32, 128):
             cost = measure(batch, arguments.vocab, arguments.steps, params.replace(max_tokens=arguments.steps + 10))

@@ -386,18 +386,20 @@ class Scheduler:
 
     def _commit_sequence(self, sequence: Sequence, share: SequencePlan, sampled: Sampled) -> None:
         assert sequence.lease is not None
+        if sampled.error is not None:
+            # What this step wrote may be as broken as its logits: it is not counted as computed, so nobody reuses it.
+            self._fail(sequence.request, StepError(sampled.error))
+            return
         drafts = len(share.sample.drafts) if share.sample else 0
         accepted = max(len(sampled.tokens) - 1, 0)
         computed = len(share.tokens) - drafts
         sequence.num_computed = share.start + computed + accepted
         sequence.prompt_logprobs.extend(sampled.prompt_logprobs)
-        in_prompt = share.start < sequence.num_prompt
-        if in_prompt or computed > 1:  # decoded tokens are published when the sequence leaves, in one piece
+        if share.start < sequence.num_prompt or computed > 1:
+            # Decoded tokens are published when the sequence leaves, in one piece.
             self._cache.publish(sequence.lease, sequence.tokens.view(0, share.start + computed))
             self._count["prefilled_tokens"] += computed
-        if sampled.error is not None:
-            self._fail(sequence.request, StepError(sampled.error))
-        elif share.sample is not None:
+        if share.sample is not None:
             self._count["drafted_tokens"] += drafts
             self._count["accepted_tokens"] += accepted
             self._append(sequence, sampled)

@@ -21,8 +21,8 @@ def next_token(prefix: Iterable[int]) -> int:
 class FakeExecutor:
     """Computes from what its slots hold alone: a wrong, stale or shared-by-mistake slot gives other tokens."""
 
-    def __init__(self, traits: ExecutorTraits = ExecutorTraits(), end_after: dict[int, int] | None = None) -> None:
-        self.traits = traits
+    def __init__(self, traits: ExecutorTraits | None = None) -> None:
+        self.traits = traits or ExecutorTraits()
         self.store: dict[int, tuple[int, int]] = {}  # slot → (token, position)
         self.plans: list[StepPlan] = []
         self.poison: set[int] = set()  # a token that makes the step raise

@@ -130,9 +130,11 @@ def test_retraction_keeps_the_grammar(tiny_checkpoint: Path, engine: Engine) -> 
 
 @pytest.mark.parametrize("budget", [60, 70, 80, 100])
 def test_json_closes_within_the_budget(engine: Engine, budget: int) -> None:
-    schema = {"type": "object", "properties": {"text": {"type": "string"}, "n": {"type": "array", "items": {"type": "integer"}}}, "required": ["text", "n"]}
+    properties = {"text": {"type": "string"}, "n": {"type": "array", "items": {"type": "integer"}}}
+    schema = {"type": "object", "properties": properties, "required": ["text", "n"]}
+    constraint = Constraint.json_schema(schema)
     for seed in range(5):
-        result = engine.generate("x", SamplingParams(max_tokens=budget, seed=seed), constraint=Constraint.json_schema(schema))
+        result = engine.generate("x", SamplingParams(max_tokens=budget, seed=seed), constraint=constraint)
         assert result.complete
         jsonschema.validate(json.loads(result.text), schema)
 

@@ -118,7 +118,8 @@ def test_stop_strings_end_the_text_across_token_borders(engine: Engine) -> None:
     cut = text[: text.index(stop)]
     result = engine.generate("Stop here", GREEDY.replace(max_tokens=40, stop=(stop,)))
     assert (result.text, result.finish_reason, result.choices[0].stop_reason) == (cut, "stop", stop)
-    assert engine.generate("Stop here", GREEDY.replace(max_tokens=40, stop=(stop,), include_stop=True)).text == cut + stop
+    shown = engine.generate("Stop here", GREEDY.replace(max_tokens=40, stop=(stop,), include_stop=True))
+    assert shown.text == cut + stop
     events = list(engine.stream("Stop here", GREEDY.replace(max_tokens=40, stop=(stop,))))
     assert "".join(e.text for e in events) == cut
     assert events[-1].stop_reason == stop
@@ -297,7 +298,8 @@ def test_close_ends_what_is_unfinished_and_frees_the_model(tiny_checkpoint: Path
     for use in (lambda: engine.generate("x"), engine.stats, engine.flush_cache, lambda: engine.stream("x")):
         with pytest.raises(errors.EngineClosedError):
             use()
-    del stream, caught
+    del stream
+    caught.clear()
     gc.collect()
     assert model() is None
 

@@ -6,11 +6,10 @@ import itertools
 import random
 from collections import defaultdict
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
-from tests.engine.fake import FakeExecutor, plain
 
 from radixbackend.builtin_plugin import radix_rank_waiting
 from radixbackend.engine.plan import ExecutorTraits, StepPlan
@@ -19,6 +18,7 @@ from radixbackend.engine.request import TRANSITIONS, Request, Sequence, Status, 
 from radixbackend.engine.scheduler import HOLD_TOKENS, Limits, Scheduler
 from radixbackend.errors import CacheExhaustedError, GrammarCompileError, IntegrityError, RequestAbortedError, StepError
 from radixbackend.types import RequestId, SamplingParams, TokenEvent
+from tests.engine.fake import FakeExecutor, plain
 
 
 @dataclass
@@ -33,9 +33,8 @@ class Outcome:
 class Bench:
     """A scheduler, its cache and a fake executor, stepped by hand; the books are checked after every step."""
 
-    def __init__(
-        self, slots: int = 2000, *, traits: ExecutorTraits = ExecutorTraits(), cache: bool = True, **limits: int
-    ):
+    def __init__(self, slots: int = 2000, *, traits: ExecutorTraits | None = None, cache: bool = True, **limits: int):
+        traits = traits or ExecutorTraits()
         self.cache = PrefixCache(slots, enabled=cache and traits.shares_prefixes)
         self.executor = FakeExecutor(traits)
         self.scheduler = Scheduler(
@@ -496,6 +495,19 @@ def test_a_token_outside_its_grammar_ends_its_own_request():
     other = bench.add(prompt(2, 5), 5)
     bench.run()
     assert isinstance(bench.outcomes[request].error, StepError)
+    assert bench.outcomes[other].tokens[0] == plain(prompt(2, 5), 5)
+
+
+def test_a_sequence_whose_logits_are_broken_leaves_nothing_of_that_step_in_the_cache():
+    bench = Bench(step_tokens=16, running=4)
+    p = prompt(1, 40)
+    request = bench.add(p, 5)
+    other = bench.add(prompt(2, 5), 5)
+    sample = bench.executor._sample
+    bench.executor._sample = lambda s: replace(sample(s), error="not finite") if s.context == 40 else sample(s)
+    bench.run()
+    assert isinstance(bench.outcomes[request].error, StepError)
+    assert bench.cache.match(np.array(p, np.int32)) < 40
     assert bench.outcomes[other].tokens[0] == plain(prompt(2, 5), 5)
 
 

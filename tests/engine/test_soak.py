@@ -42,10 +42,10 @@ class Caller:
         self.wrong: list[object] = []
 
     def run(self) -> None:
+        kinds = [self.greedy, self.sampled, self.drop, self.cancel, self.late, self.bad, self.choices]
         for _ in range(REQUESTS // THREADS):
-            kind = self.rng.choice([self.greedy, self.sampled, self.drop, self.cancel, self.late, self.bad, self.choices])
             try:
-                kind()
+                self.rng.choice(kinds)()
                 self.ended += 1
             except errors.InvalidRequestError:
                 self.refused += 1
@@ -78,7 +78,8 @@ class Caller:
         )
 
     def sampled(self) -> None:
-        constraint = self.rng.choice([None, None, Constraint.choice(["yes", "no", "maybe"]), Constraint.regex("[ab]{3,9}")])
+        kept = Constraint.choice(["yes", "no", "maybe"]), Constraint.regex("[ab]{3,9}")
+        constraint = self.rng.choice([None, None, *kept])
         result = self.engine.generate(
             self.prompt(), self.params(), constraint=constraint, priority=self.rng.randrange(3)
         )
@@ -126,7 +127,9 @@ class Caller:
             SamplingParams(**options.get("sampling", {})),
             constraint=None
             if constraint is None
-            else Constraint.regex("(((") if constraint == "regex" else Constraint.json_schema({"type": "nonsense"}),
+            else Constraint.regex("(((")
+            if constraint == "regex"
+            else Constraint.json_schema({"type": "nonsense"}),
         )
         self.wrong.append(f"accepted: {options}")
 
@@ -139,9 +142,7 @@ def test_soak(tiny_checkpoint: Path) -> None:
         answers = calm.generate(prompts, SamplingParams(max_tokens=25, temperature=0, ignore_eos=True))
     expected = {p: a.token_ids for p, a in zip(prompts, answers, strict=True)}
     ledger = Ledger()
-    with Engine(
-        tiny_checkpoint, kv_cache_tokens=SLOTS, max_running=6, max_step_tokens=32, plugins=[ledger]
-    ) as engine:
+    with Engine(tiny_checkpoint, kv_cache_tokens=SLOTS, max_running=6, max_step_tokens=32, plugins=[ledger]) as engine:
         callers = [Caller(engine, seed, expected) for seed in range(THREADS)]
         threads = [threading.Thread(target=caller.run, daemon=True) for caller in callers]
         for thread in threads:
