@@ -41,6 +41,14 @@ PERSON = {
     "additionalProperties": False,
 }
 
+ENDLESS = {
+    "$ref": "#/$defs/a",
+    "$defs": {
+        "a": {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "required": ["a"]},
+        "b": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/a"}]},
+    },
+}
+
 CONSTRAINTS = {
     "json_schema": Constraint.json_schema(PERSON),
     "whitespace": Constraint.json_schema(PERSON, whitespace=True),
@@ -114,7 +122,8 @@ def allowed(matcher: Matcher, vocabulary: Vocabulary, remaining: int = 10_000) -
     mask = np.full((3, -(-vocabulary.size // 32)), 7, dtype=np.int32)
     assert matcher.fill_mask(mask, 1, remaining)
     assert (mask[[0, 2]] == 7).all()
-    return [int(token) for token in tokens_in(mask[1])]
+    tokens: list[int] = tokens_in(mask[1]).tolist()
+    return tokens
 
 
 def text_of(vocabulary: Vocabulary, tokens: list[int]) -> str:

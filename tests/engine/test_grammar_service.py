@@ -16,7 +16,7 @@ from radixbackend.engine.grammar.base import Grammar, Matcher
 from radixbackend.engine.grammar.service import GrammarService
 from radixbackend.errors import ConstraintError, EngineClosedError, GrammarCompileError, MissingDependencyError
 from radixbackend.types import Constraint
-from tests.engine.grammar_tools import accepts, tiny_backend, tiny_vocabulary
+from tests.engine.grammar_tools import ENDLESS, accepts, tiny_backend, tiny_vocabulary
 
 SOON = 5.0  # seconds: far more than any of these takes
 
@@ -306,9 +306,8 @@ HOSTILE = {
         {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(5_000)}}
     ),
     "a large repetition": Constraint.regex("(a{1000000}){1000}"),
-    "recursion without an end": Constraint.json_schema(
-        {"$ref": "#/$defs/a", "$defs": {"a": {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "required": ["a"]}}}
-    ),
+    "recursion without an end": Constraint.json_schema(ENDLESS),
+    "recursion behind a choice": Constraint.json_schema({**ENDLESS, "$ref": "#/$defs/b"}),
     "broken JSON": Constraint.json_schema('{"type": "object"'),
     "no schema": Constraint.json_schema("[]"),
     "a sink of alternatives": Constraint.regex("(a|aa|aaa)*" * 40 + "b"),

@@ -79,7 +79,7 @@ def shortest(backend: str, constraint: Constraint, limit: int = 400) -> tuple[in
 def test_a_random_output_closes_within_every_budget_that_allows_it(backend: str, case: str, slack: int) -> None:
     grammar = tiny_backend(backend).compile(CASES[case])
     least = len(shortest(backend, CASES[case]))
-    for seed in range(4):
+    for seed in range(2):
         matcher = grammar.matcher()
         budget = least + slack
         output, _ = decode(matcher, V, keyed_draw(seed), budget)
@@ -137,12 +137,12 @@ def test_a_hopeless_budget_changes_no_mask(backend: str) -> None:
 
 @every_backend
 @every_case
-@settings(max_examples=12)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_masks_depend_on_tokens_and_budget_alone(backend: str, case: str, data: st.DataObject) -> None:
-    """A matcher that is asked for masks here and there, taken back and forked agrees with one asked at each step."""
+    """A matcher asked now and then, led astray, taken back and forked agrees with one asked at each step."""
     grammar = tiny_backend(backend).compile(CASES[case])
-    budget = len(shortest(backend, CASES[case])) + data.draw(st.integers(0, 2 * GROWTH))
+    budget = len(shortest(backend, CASES[case])) + data.draw(st.integers(0, GROWTH + 8))
     draw = keyed_draw(data.draw(st.integers(0, 5)))
     steady, masks, output = grammar.matcher(), [], []
     while len(output) < budget and not steady.is_finished():
@@ -160,7 +160,12 @@ def test_masks_depend_on_tokens_and_budget_alone(backend: str, case: str, data: 
         position = target
         if data.draw(st.booleans()):
             erratic = erratic.fork()
-        assert allowed(erratic, V, budget - position) == masks[position]
+        if data.draw(st.booleans()):  # a detour, taken back
+            if erratic.accept(data.draw(st.sampled_from(masks[position]))):
+                allowed(erratic, V, budget - position - 1)
+                erratic.rollback(1)
+        else:
+            assert allowed(erratic, V, budget - position) == masks[position]
 
 
 def breadth_first(backend: str, constraint: Constraint, most: int) -> int:

@@ -22,10 +22,13 @@ from radixbackend.engine.grammar.tokens import Row, TokenTable, tokens_in
 Path = tuple[int, ...]
 """Tokens after which the output is complete."""
 
-MAX_QUESTIONS = 10_000  # to the grammar, until a first closing is found
+MAX_QUESTIONS = 6000  # to the grammar, until a first closing is found
+MAX_RUN = 256  # characters chosen in a row until a closing is given up
+LONG_RUN = 32  # after which most of them are letters
 IMPROVING = 400  # questions spent on finding a shorter one
 MAX_TEXT = 8192  # bytes of a closing
 TRIES = 5  # other characters tried at a choice
+SKIPPED = 4  # tokens that a path may be ahead of the text written instead
 
 _PREFERENCE = b",;.)>/:0123456789ntf[{-\"_ @|!?*+=&%$#~^'`<(ABCDEFGHIJKLMNOPQRSTUVWXYZabcdeghijklmopqrsuvwxyz]}\\\n\t\r"
 _OTHERS = bytes(dict.fromkeys(b'0"[{nt1-f,a' + _PREFERENCE))
@@ -48,6 +51,9 @@ class Cursor(Protocol):
 
     def fork(self) -> Cursor:
         """An independent copy."""
+
+    def trial(self) -> Cursor:
+        """A cursor at this state to search on: itself, or a copy where a search could spoil it."""
 
     def forced(self) -> bytes:
         """Bytes that must come next, whatever the choice of tokens; empty when there is a choice."""
@@ -85,12 +91,21 @@ class Closer:
         texts = self.tokens.texts
         text, start = (b"".join(texts[token] for token in run) for run in (path, taken))
         rest = self.tokens.spell(text[len(start) :]) if text.startswith(start) else None
-        for candidate in (rest, path):
+        for candidate in (rest, path, *self._ends(path, len(taken))):
             if candidate is not None and len(candidate) <= limit:
-                self.asked += len(candidate)
+                self.asked += 1
                 if closes(cursor, candidate):
+                    self.asked += len(candidate)
                     return candidate
         return None
+
+    def _ends(self, path: Path, taken: int) -> Iterator[Path]:
+        """Ends of a path, bare or after a quote: what may fit once its first part was written in other words."""
+        quote = self.tokens.token(b'"')
+        for cut in range(1, min(len(path), taken + SKIPPED) + 1):
+            yield path[cut:]
+            if quote is not None:
+                yield (quote, *path[cut:])
 
 
 def closes(cursor: Cursor, path: Sequence[int]) -> bool:
@@ -165,16 +180,21 @@ class _Search:
         """Go on by preference until the output is complete, or longer than ``max_text`` bytes."""
         rest = max_text - _length(self._steps)
         order = list(_PREFERENCE)
+        run = 0
         quoted = False  # just left what looked like a string
         while not self._cursor.complete():
             self.asked += 1
-            if self.asked >= self._may_ask or rest < 0:
+            if self.asked >= self._may_ask or rest < 0 or run > MAX_RUN:
                 return False
             forced = self._forced()
             close = None if forced else self._close(quoted)
-            step = forced or close or self._choose(order)
+            step = forced or close or self._choose(order, run)
             if step is None or not self._push(step):
                 return False
+            if step.open:
+                run += 1
+            elif run:
+                run, order = 0, list(_PREFERENCE)
             quoted = close is not None and close.text == b'"'
             rest -= len(step.text)
         return True
@@ -187,18 +207,25 @@ class _Search:
     def _close(self, quoted: bool) -> _Step | None:
         """A closing bracket or quote, where that is plainly the shortest way on.
 
-        One of ``}`` and ``]`` alone is the end of an object or array. Both, and a quote, is the inside of a string.
+        One of ``}`` and ``]`` alone is the end of an object or array, unless letters may come too. Both, and a quote,
+        is the inside of a string.
         """
         brace, bracket = self._step(b"}"), self._step(b"]")
-        if brace is None or bracket is None:
-            return brace or bracket
-        return None if quoted else self._step(b'"')
+        if brace is not None and bracket is not None:
+            return None if quoted else self._step(b'"')
+        close = brace or bracket
+        return None if close is not None and self._step(b"a") is not None else close
 
-    def _choose(self, order: list[int]) -> _Step | None:
-        """The preferred character; one that was taken goes to the end, so that no loop is walked twice alike."""
+    def _choose(self, order: list[int], run: int) -> _Step | None:
+        """The preferred character. One that was taken goes to the end, so that no loop is walked twice alike.
+
+        What that does not leave may want two letters after some sign, as the names of hosts do: long runs have them.
+        """
         quote = self._step(b'"')
         if quote is not None and self._step(b"}") is None:
             return quote._replace(open=True)
+        if run > LONG_RUN and run % 3 and (letter := self._step(b"a")) is not None:
+            return letter._replace(open=True)
         for code in order:
             step = self._step(bytes([code]))
             if step is not None:
@@ -228,7 +255,10 @@ class _Search:
     def _others(self, best: list[_Step], at: int) -> Iterator[_Step]:
         """Other characters for the choice at ``at``: those chosen later, to skip what lies between, then any."""
         seen = {best[at].text}
-        later = [step.text for step in best[at + 1 : at + 4] if step.open]
+        run = at + 1
+        while run < len(best) and best[run].open:
+            run += 1
+        later = [step.text for step in reversed(best[at + 1 : run])]
         tries = 0
         for text in [*later, *(bytes([code]) for code in _OTHERS)]:
             if text in seen or tries == TRIES or self.asked >= self._may_ask:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar, NoReturn
 
+from radixbackend.engine.grammar.derivation import Least, Sum, shortest
+from radixbackend.engine.grammar.source import MAX_LEAST
 from radixbackend.errors import ConstraintError
 
 MAX_PATTERN = 200_000  # characters of a converted grammar
@@ -66,6 +68,9 @@ def to_lark(source: str) -> str:
     """The same grammar for llguidance; `ConstraintError` where the source is wrong."""
     rules = _Parser(source).rules()
     try:
+        for name, length in shortest({name: Least((_sum(node),)) for name, node in rules.items()}).items():
+            if length > MAX_LEAST:
+                raise ConstraintError(f"rule {name} requires itself, or more than {MAX_LEAST} characters")
         if not _recursive(rules):
             return f"start: /{_checked(_pattern(rules['root'], rules))}/\n"
         return _checked(_rules(rules))
@@ -251,6 +256,17 @@ def _complement(ranges: Ranges) -> Ranges:
     edges = [-1, *(edge for span in ranges for edge in span), LAST + 1]
     pairs = zip(edges[::2], edges[1::2], strict=True)
     return tuple((low + 1, high - 1) for low, high in pairs if low + 1 <= high - 1)
+
+
+def _sum(node: Node) -> Sum:
+    """The node's share in the equations for the shortest text."""
+    if isinstance(node, Ref):
+        return Sum(0, ((node.name, 1),))
+    if isinstance(node, Repeat):
+        return Sum(0, ((Least((_sum(node.item),)), node.low),))
+    if isinstance(node, Alt):
+        return Sum(0, ((Least(tuple(map(_sum, node.items))), 1),))
+    return Sum(1, ()) if isinstance(node, Chars) else Sum(0, tuple((Least((_sum(item),)), 1) for item in node.items))
 
 
 def _parts(node: Node) -> tuple[Node, ...]:

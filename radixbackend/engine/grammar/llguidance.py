@@ -143,6 +143,9 @@ class LLGuidanceCursor:
         with _PANICS:
             return LLGuidanceCursor(self._matcher.deep_copy(), len(self._row))
 
+    def trial(self) -> LLGuidanceCursor:
+        return self.fork()  # beyond its limits the library's matcher is lost
+
     def forced(self) -> bytes:
         with _PANICS:
             return bytes(self._matcher.compute_ff_bytes())

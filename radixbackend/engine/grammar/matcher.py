@@ -14,11 +14,12 @@ import numpy as np
 from radixbackend.engine.grammar.base import Mask
 from radixbackend.engine.grammar.closing import Closer, Cursor, Path
 from radixbackend.engine.grammar.forced import Speller
+from radixbackend.engine.grammar.source import MAX_LEAST
 from radixbackend.engine.grammar.steering import Steering
 from radixbackend.engine.grammar.tokens import TokenTable
 from radixbackend.errors import ConstraintError, GrammarCompileError
 
-START_LIMIT = 1024  # tokens of the shortest output that is looked for when a grammar is compiled
+START_LIMIT = 4096  # tokens of the shortest output that is looked for when a grammar is compiled
 START_IMPROVING = 5000  # questions spent on it
 MAX_FORCED = 1024  # bytes of forced text considered at once
 
@@ -33,7 +34,7 @@ class CursorGrammar:
         self._tokens = tokens
         self._speller = Speller(tokenizer, tokens)
         self._refuse_empty()
-        self._start: Path | None = Closer(tokens).find(root, START_LIMIT, START_IMPROVING)
+        self._start = self._shortest()
 
     def matcher(self) -> CursorMatcher:
         """A matcher at the start of the output."""
@@ -41,11 +42,22 @@ class CursorGrammar:
             cursor = self._root.fork()
         return CursorMatcher(cursor, self._tokens, self._speller, Steering(self._tokens, self._start))
 
+    def _shortest(self) -> Path | None:
+        try:
+            return Closer(self._tokens).find(self._root.trial(), START_LIMIT, START_IMPROVING)
+        except GrammarCompileError:  # the search went beyond the library's limits; outputs need not
+            return None
+
     def _refuse_empty(self) -> None:
         row = np.zeros(-(-self._tokens.size // 32), dtype=np.int32)
-        self._root.fill(row)
+        try:
+            self._root.fill(row)
+        except GrammarCompileError as fault:  # a library may call a dead end an error
+            raise ConstraintError(f"no output can satisfy this constraint: {fault}") from fault
         if not (row & self._tokens.text_mask).any() and not self._root.complete():
             raise ConstraintError("no output can satisfy this constraint with this tokenizer")
+        if len(self._root.forced()) > MAX_LEAST:
+            raise ConstraintError(f"the output would begin with more than {MAX_LEAST} bytes of fixed text")
 
 
 class CursorMatcher:

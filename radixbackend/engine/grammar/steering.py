@@ -20,12 +20,13 @@ import numpy as np
 
 from radixbackend.engine.grammar.closing import Closer, Cursor, Path
 from radixbackend.engine.grammar.tokens import Row, TokenTable, set_bit, tokens_in
+from radixbackend.errors import GrammarCompileError
 
 GROWTH = 32  # slack below which tokens are checked one by one
 MARGIN = 8  # slack below which kinds of tokens too many to check are allowed only if their samples close in time
 FEW = 24  # tokens of one kind that are checked one by one
 QUESTIONS = 1500  # to the grammar per mask; tokens that could only be checked by more are not allowed
-RETRY = 16  # tokens until a search that found nothing is repeated
+RETRY = 16  # tokens at least until a search that found nothing is repeated
 
 
 class Steering:
@@ -50,14 +51,25 @@ class Steering:
         """The output was taken back to its first ``length`` tokens."""
         while self._known and self._known[-1][0] > length:
             self._known.pop()
-        if self._checked[0] >= length:
+        if self._checked[0] > length:
             self._checked = (-1, {})
 
     def restrict(self, cursor: Cursor, accepted: Sequence[int], row: Row, remaining: int) -> None:
         """Take tokens out of ``row`` after which the output could not close in time."""
-        if len(accepted) + remaining != self._budget:
-            self._budget = len(accepted) + remaining
+        position = len(accepted)
+        if position + remaining != self._budget:
+            self._budget = position + remaining
             self._known = [(0, self._start)]
+            self._checked = (-1, {})
+        at, path = self._known[-1]
+        if at != position and self._due(at, path) > position:
+            return
+        try:
+            self._restrict(cursor.trial(), accepted, row, remaining)
+        except GrammarCompileError:  # the library gave up on a search, not on the output
+            self._known = [known for known in self._known if known[0] < position] + [(position, None)]
+
+    def _restrict(self, cursor: Cursor, accepted: Sequence[int], row: Row, remaining: int) -> None:
         path = self._path(cursor, accepted)
         if path is None or not 0 <= remaining - len(path) <= GROWTH:
             return
@@ -89,8 +101,10 @@ class Steering:
 
     def _due(self, position: int, path: Path | None) -> int:
         """Where to look again after this certificate."""
-        slack = -1 if path is None else self._budget - position - len(path)
-        return position + (RETRY if slack < 0 else max(1, slack // (GROWTH + 1)))
+        remaining = self._budget - position
+        if path is None or len(path) > remaining:
+            return position + max(RETRY, remaining // 8)
+        return position + max(1, (remaining - len(path)) // (GROWTH + 1))
 
     def _next(self, cursor: Cursor, path: Path | None, taken: tuple[int, ...], position: int) -> Path | None:
         checked_at, checked = self._checked

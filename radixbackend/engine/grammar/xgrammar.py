@@ -16,11 +16,13 @@ from importlib.metadata import version
 from typing import Any
 
 from radixbackend.engine.grammar.base import Vocabulary
+from radixbackend.engine.grammar.derivation import longer_than
 from radixbackend.engine.grammar.matcher import CursorGrammar
 from radixbackend.engine.grammar.source import (
     ANY_OBJECT,
     ITEM_SEPARATOR,
     KEY_SEPARATOR,
+    MAX_LEAST,
     MAX_WHITESPACE,
     check_source,
     escape_key,
@@ -28,7 +30,7 @@ from radixbackend.engine.grammar.source import (
     parse_json,
 )
 from radixbackend.engine.grammar.tokens import Row, TokenTable
-from radixbackend.errors import ConstraintError, MissingDependencyError
+from radixbackend.errors import ConstraintError, MissingDependencyError, RadixError
 from radixbackend.types import Constraint
 
 MAX_CHOICES = 20_000  # of one choice or enum; more take the library many seconds
@@ -58,17 +60,21 @@ class XGrammarBackend:
         self._tokens = TokenTable.of(vocabulary) if tokens is None else tokens
         self._lock = threading.Lock()
         self._compilers: dict[tuple[int, ...], tuple[TokenTable, Any]] = {}  # by the special tokens that have text
+        self._json_tokens: dict[bool, TokenTable] = {}  # by whether lines may be broken
 
     def compile(self, constraint: Constraint) -> CursorGrammar:
         check_source(constraint)
         tokens, compiler = self._compiler(self._needed(constraint))
         try:
             compiled = self._compile(compiler, constraint)
+            _check_ends(constraint, str(compiled.grammar))
             matcher = self._library.GrammarMatcher(compiled, override_stop_tokens=sorted(tokens.end_tokens))
+        except RadixError:
+            raise
         except (RuntimeError, ValueError, TypeError) as fault:
             raise _refusal(constraint, fault) from fault
-        root = XGrammarCursor(matcher)
-        return CursorGrammar(root, tokens, self._vocabulary.tokenizer, compiled.memory_size_bytes)
+        root, legal = XGrammarCursor(matcher), self._legal(tokens, constraint)
+        return CursorGrammar(root, legal, self._vocabulary.tokenizer, compiled.memory_size_bytes)
 
     def unsupported(self, constraint: Constraint) -> Sequence[str]:
         """Pointers of the keywords that the library never enforces.
@@ -95,6 +101,18 @@ class XGrammarBackend:
             return compiler.compile_grammar(source)
         tag = self._fix_separators(parse_json(constraint), constraint)
         return compiler.compile_structural_tag(json.dumps(tag, ensure_ascii=False))
+
+    def _legal(self, tokens: TokenTable, constraint: Constraint) -> TokenTable:
+        """Without control characters where the output is JSON: the library lets strings of bounded length have them."""
+        if constraint.kind not in ("json_schema", "json_object"):
+            return tokens
+        with self._lock:
+            if constraint.whitespace not in self._json_tokens:
+                lines = b"\n" if constraint.whitespace else b""
+                self._json_tokens[constraint.whitespace] = tokens.without(
+                    lambda text: any(byte < 0x20 for byte in text.replace(lines, b""))
+                )
+            return self._json_tokens[constraint.whitespace]
 
     def _needed(self, constraint: Constraint) -> tuple[int, ...]:
         """Special tokens that a structural tag names, by text or id."""
@@ -140,7 +158,8 @@ class XGrammarBackend:
         _check_width(node["json_schema"])
         schema = json.dumps(node["json_schema"], ensure_ascii=False)
         grammar = self._library.Grammar.from_json_schema(schema, **_json_options(constraint), strict_mode=True)
-        return {"type": "grammar", "grammar": str(grammar)}
+        # Strings of bounded length may hold control characters in the library's own conversion.
+        return {"type": "grammar", "grammar": str(grammar).replace(r"[^\"\\\r\n]", r"[^\0-\x1f\"\\]")}
 
 
 class XGrammarCursor:
@@ -163,6 +182,9 @@ class XGrammarCursor:
     def fork(self) -> XGrammarCursor:
         return XGrammarCursor(self._matcher.fork())
 
+    def trial(self) -> XGrammarCursor:
+        return self
+
     def forced(self) -> bytes:
         try:
             return str(self._matcher.find_jump_forward_string()).encode()
@@ -177,6 +199,15 @@ def _json_options(constraint: Constraint) -> dict[str, Any]:
     if constraint.whitespace:
         return {"any_whitespace": True, "max_whitespace_cnt": MAX_WHITESPACE}
     return {"any_whitespace": False, "separators": (ITEM_SEPARATOR, KEY_SEPARATOR)}
+
+
+def _check_ends(constraint: Constraint, printed: str) -> None:
+    """Refuse grammars on which the library would look for forced text without end."""
+    if endless := longer_than(printed, MAX_LEAST):
+        raise ConstraintError(
+            f"a part of the {constraint.kind} requires itself, or more than {MAX_LEAST} characters"
+            f" (rule {endless[0]} of the grammar made from it); make it optional or shorter"
+        )
 
 
 def _choice_grammar(choices: Any) -> str:
