@@ -1,0 +1,175 @@
+"""A first look at GBNF-style EBNF: would a grammar backend know what to do with it?
+
+Rules. `check` finds what can be told from the text alone (unbalanced quotes and brackets, undefined and repeated
+rules, a missing root, a root that never ends) and says where, ``"@N"`` being a position in characters. It is linear
+and bounded in depth. What it lets pass a backend may still refuse.
+
+Must not know: how a backend writes grammars.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NoReturn
+
+from radixbackend.errors import ConstraintError
+
+MAX_NESTING = 64
+MAX_BYTES = 256 * 1024
+MAX_REPEAT = 10_000
+
+_TOKEN = re.compile(
+    r"""(?P<space>\s+|\#[^\n]*)
+    |(?P<rule>[A-Za-z_][A-Za-z0-9_.-]*(?=\s*::=))
+    |(?P<name>[A-Za-z_][A-Za-z0-9_.-]*)
+    |(?P<define>::=)
+    |(?P<text>"(?:[^"\\\n]|\\.)*")
+    |(?P<class>\[(?:[^\]\\\n]|\\.)*\])
+    |(?P<count>\{\s*\d+\s*(?:,\s*\d*\s*)?\})
+    |(?P<sign>[|()*+?])""",
+    re.VERBOSE,
+)
+_UNFINISHED = {'"': "this quote is never closed", "[": "this class is never closed", "{": "not a repetition"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    kind: str
+    text: str
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What an expression needs to end: one of ``options``, each a tuple of rule names and nested parts."""
+
+    options: tuple[tuple[str | _Part, ...], ...]
+
+
+def check(source: str) -> None:
+    """Raise `ConstraintError` with the position of the first fault."""
+    if len(source.encode(errors="replace")) > MAX_BYTES:
+        raise ConstraintError(f"the grammar has more than {MAX_BYTES:,} bytes")
+    if "\0" in source:
+        _fail("the grammar holds a NUL character", source.index("\0"))
+    reader = _Reader(list(_tokens(source)), len(source))
+    rules = reader.rules()
+    for name, at in reader.references:
+        if name not in rules:
+            _fail(f"the rule {name!r} is not defined", at)
+    if "root" not in rules:
+        _fail("there is no rule named root, where the output starts", 0)
+    if "root" not in _ending(rules):
+        _fail("the rule root never ends", reader.starts["root"])
+
+
+def _fail(message: str, at: int) -> NoReturn:
+    raise ConstraintError(f"the grammar is wrong at @{at}: {message}", pointer=f"@{at}")
+
+
+def _tokens(source: str) -> Iterator[_Token]:
+    at = 0
+    while at < len(source):
+        match = _TOKEN.match(source, at)
+        if match is None:
+            _fail(_UNFINISHED.get(source[at], f"{source[at]!r} is not expected here"), at)
+        if match.lastgroup != "space":
+            yield _Token(match.lastgroup or "", match[0], at)
+        at = match.end()
+
+
+class _Reader:
+    """Recursive descent over the tokens."""
+
+    def __init__(self, tokens: list[_Token], end: int) -> None:
+        self._tokens = [*tokens, _Token("end", "", end)]
+        self._next = 0
+        self._depth = 0
+        self.references: list[tuple[str, int]] = []
+        self.starts: dict[str, int] = {}
+
+    def _peek(self) -> _Token:
+        return self._tokens[self._next]
+
+    def _take(self) -> _Token:
+        self._next += 1
+        return self._tokens[self._next - 1]
+
+    def rules(self) -> dict[str, _Part]:
+        rules: dict[str, _Part] = {}
+        while (name := self._take()).kind != "end":
+            if name.kind != "rule":
+                _fail("a rule is written name ::= expression", name.at)
+            self._take()  # "::=", as the rule's pattern looked ahead
+            if name.text in rules:
+                _fail(f"the rule {name.text!r} is defined twice", name.at)
+            self.starts[name.text] = name.at
+            rules[name.text] = self._either()
+            if self._peek().text == ")":
+                _fail("this parenthesis was never opened", self._peek().at)
+        return rules
+
+    def _either(self) -> _Part:
+        options = [self._sequence()]
+        while self._peek().text == "|":
+            self._take()
+            options.append(self._sequence())
+        return _Part(tuple(options))
+
+    def _sequence(self) -> tuple[str | _Part, ...]:
+        needs: list[str | _Part] = []
+        while True:
+            token = self._peek()
+            if token.kind in ("end", "rule") or token.text in ("|", ")"):
+                return tuple(needs)
+            needed = self._element()
+            if self._is_optional():
+                continue
+            needs.extend(() if needed is None else (needed,))
+
+    def _element(self) -> str | _Part | None:
+        token = self._take()
+        if token.kind == "name":
+            self.references.append((token.text, token.at))
+            return token.text
+        if token.text == "(":
+            self._depth += 1
+            if self._depth > MAX_NESTING:
+                _fail(f"parentheses nest deeper than {MAX_NESTING}", token.at)
+            part = self._either()
+            if self._take().text != ")":
+                _fail("this parenthesis is never closed", token.at)
+            self._depth -= 1
+            return part
+        if token.kind not in ("text", "class"):
+            _fail(f"{token.text!r} is not expected here", token.at)
+        return None
+
+    def _is_optional(self) -> bool:
+        """Read the quantifiers that follow; whether they allow nothing at all."""
+        optional = False
+        while self._peek().kind == "count" or self._peek().text in ("*", "+", "?"):
+            token = self._take()
+            numbers = [int(number[:9]) for number in re.findall(r"\d+", token.text)]
+            if any(number > MAX_REPEAT for number in numbers):
+                _fail(f"repeats more than {MAX_REPEAT:,} times", token.at)
+            if len(numbers) == 2 and numbers[1] < numbers[0]:
+                _fail("the repetition is out of order", token.at)
+            optional = optional or token.text in ("*", "?") or numbers[:1] == [0]
+        return optional
+
+
+def _ending(rules: dict[str, _Part]) -> set[str]:
+    """The rules that some finite text fits: a least fixed point."""
+    ending: set[str] = set()
+
+    def ends(part: str | _Part) -> bool:
+        if isinstance(part, str):
+            return part in ending
+        return any(all(map(ends, option)) for option in part.options)
+
+    while found := {name for name, part in rules.items() if name not in ending and ends(part)}:
+        ending |= found
+    return ending
