@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from radixbackend.errors import InvalidRequestError
+
 REPLACEMENT = "\ufffd"
 
 LONGEST_CHARACTER = 4
@@ -20,27 +22,51 @@ LONGEST_CHARACTER = 4
 
 
 class Tokenizer:
-    """What the engine needs of a transformers tokenizer. Clean-up of spaces is off: text is what the tokens say."""
+    """What the engine needs of a transformers tokenizer. Clean-up of spaces is off: text is what the tokens say.
+
+    Truncation and padding, which a checkpoint may have switched on, are switched off for good: the first call
+    to encode would do so, and would fail other threads' calls that run just then.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self.inner = tokenizer
-        # The library's own object decodes in a tenth of the time that its face takes.
         backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            backend.no_truncation()
+            backend.no_padding()
+        # The library's own object decodes in a tenth of the time that its face takes.
         self._decode = backend.decode if backend is not None else self._decode_slowly
-        self.special_tokens = frozenset(tokenizer.all_special_ids) | {
-            token for token, entry in getattr(tokenizer, "added_tokens_decoder", {}).items() if entry.special
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        self.special_tokens = frozenset(token for token in tokenizer.all_special_ids if token is not None) | {
+            token for token, entry in added.items() if entry.special
         }
+        self._size = 1 + max(tokenizer.get_vocab().values(), default=-1)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids; with ``add_special_tokens`` those that the model expects around a text (such as BOS)."""
+        """Token ids; with ``add_special_tokens`` those that the model expects around a text (such as BOS).
+
+        Raises `InvalidRequestError` for a text that is no Unicode: one with half of a surrogate pair in it.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as fault:
+            raise InvalidRequestError(
+                f"the text has {text[fault.start]!r} at position {fault.start}, half of a surrogate pair; "
+                "decode it again with errors='replace'",
+                param="prompt",
+            ) from fault
         tokens: list[int] = self.inner.encode(text, add_special_tokens=add_special_tokens, verbose=False)
         return tokens
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text; ids that the tokenizer does not know are left out, half characters become U+FFFD."""
-        ids = [t for t in tokens if t not in self.special_tokens] if skip_special_tokens else list(tokens)
-        text: str = self._decode(ids, skip_special_tokens=False)
+        text: str = self._decode(self.visible(tokens, skip_special_tokens), skip_special_tokens=False)
         return text
+
+    def visible(self, tokens: Sequence[int], skip_special_tokens: bool) -> list[int]:
+        """The tokens that may have a text: not special ones, where these are skipped, nor ids beyond the vocabulary."""
+        hidden = self.special_tokens if skip_special_tokens else ()
+        return [token for token in tokens if token < self._size and token not in hidden]
 
     def _decode_slowly(self, ids: list[int], *, skip_special_tokens: bool) -> str:
         text: str = self.inner.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
@@ -54,62 +80,98 @@ class Tokenizer:
 
 
 class IncrementalDecoder:
-    """Text of a growing token sequence, piece by piece, never half a character.
+    """Text of a growing token sequence, token by token, never half a character.
 
     A token's text depends on its neighbours (a space that a first piece drops, a character spread over tokens), so
     a window of recent tokens is decoded and what is new at its end is given out; U+FFFD at the end may be half a
     character and is held back until it cannot change any more. (The technique of Hugging Face's
     text-generation-inference and vLLM.) The pieces and `finish` joined are what the tokens decode to after
-    ``context``, the last tokens of the prompt.
+    ``context``, the last tokens of the prompt, however the tokens are split into feeds.
+
+    One exception: tokenizers with byte fallback decode a run of byte tokens that is not UTF-8 to U+FFFD alone, though
+    some of its characters were complete and given out. Those stay, and the run is decoded from there on.
     """
 
     def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = (), *, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
-        self._hidden = tokenizer.special_tokens if skip_special_tokens else frozenset[int]()
-        self._window = [t for t in context if t not in self._hidden]
-        self._sent = len(self._decode(self._window))  # characters of the window's text that were given out
+        self._skip_special_tokens = skip_special_tokens
+        self._window = self._clean_end(tokenizer.visible(context, skip_special_tokens))
+        self._given = self._decode(self._window)  # the beginning of the window's text that was given out
         self._fresh = 0  # tokens at the window's end of which something may be held back
 
     def feed(self, tokens: Sequence[int]) -> str:
         """The text that is certain now and was not before."""
-        new = [t for t in tokens if t not in self._hidden]
-        if not new:
-            return ""
-        self._window += new
-        self._fresh += len(new)
-        text = self._decode(self._window)
-        certain = self._certain(text)
-        piece = text[self._sent : certain]
-        if certain == len(text):
-            self._trim()
-        else:
-            self._sent = max(self._sent, certain)
-        return piece
+        return "".join([self._push(token) for token in self._tokenizer.visible(tokens, self._skip_special_tokens)])
 
     def finish(self) -> str:
         """What was held back, as it stands."""
-        text = self._decode(self._window)
-        piece, self._sent, self._fresh = text[self._sent :], len(text), 0
+        text = self._window_text()
+        piece, self._given, self._fresh = text[len(self._given) :], text, 0
         return piece
 
-    def _trim(self) -> None:
-        """Keep only the tokens just given out, as context for the next."""
-        recent = self._window[-self._fresh :]
-        if text := self._decode(recent):
-            self._window, self._sent = recent, len(text)
-        else:
-            self._sent = len(self._decode(self._window))
-        self._fresh = 0
+    def _push(self, token: int) -> str:
+        self._window.append(token)
+        self._fresh += 1
+        text = self._window_text()
+        if text.endswith(REPLACEMENT):
+            return self._hold(text)
+        piece = text[len(self._given) :]
+        self._trim(text)
+        return piece
 
-    def _certain(self, text: str) -> int:
-        """How many characters of the window's text no further token can change."""
-        if not text.endswith(REPLACEMENT):
-            return len(text)
+    def _window_text(self) -> str:
+        """The window's text, which begins with ``_given`` or else corrects it."""
+        text = self._decode(self._window)
+        if text.startswith(self._given):
+            return text
+        if self._given.endswith(REPLACEMENT):  # a character that began in the context is complete
+            self._given = text[: _common_length(self._given, text)]
+            self._fresh = len(self._window)
+            return text
+        self._window, self._given = self._window[-self._fresh :], ""  # a run of byte tokens is broken
+        return self._decode(self._window)
+
+    def _hold(self, text: str) -> str:
+        """Give out what comes before a possible half character at the end."""
+        piece = ""
         if self._fresh > 2 * LONGEST_CHARACTER:
-            # Whatever was incomplete before the last tokens has been completed or spoilt by them since.
-            earlier = self._decode(self._window[:-LONGEST_CHARACTER])
-            return max(self._sent, _common_length(earlier, text))
-        return max(self._sent, len(text.rstrip(REPLACEMENT)))
+            piece, text = self._cut(text)
+        certain = text.rstrip(REPLACEMENT)
+        if len(certain) > len(self._given):
+            piece, self._given = piece + certain[len(self._given) :], certain
+        return piece
+
+    def _cut(self, text: str) -> tuple[str, str]:
+        """Split off broken characters that stay broken: what is new of them, and the rest's text.
+
+        Where two parts of the window say by themselves what they say together, no character spans them.
+        """
+        for at in range(len(self._window) - 1, len(self._window) - 1 - LONGEST_CHARACTER, -1):
+            done, rest = self._decode(self._window[:at]), self._decode(self._window[at:])
+            if rest and done + rest == text and done.startswith(self._given):
+                piece = done[len(self._given) :]
+                self._window, self._given, self._fresh = self._window[at:], "", len(self._window) - at
+                return piece, rest
+        return "", text
+
+    def _trim(self, text: str) -> None:
+        """All is given out: keep only the last tokens as context for the next, enough to have a text themselves."""
+        count = self._fresh
+        while count < len(self._window):
+            if alone := self._decode(self._window[-count:]):
+                self._window, text = self._window[-count:], alone
+                break
+            count *= 2
+        self._given, self._fresh = text, 0
+
+    def _clean_end(self, tokens: list[int]) -> list[int]:
+        """The shortest end of the context that says something and cuts no character, or the half one at its end."""
+        for stop in range(len(tokens), 0, -1):
+            for start in range(stop - 1, -1, -1):
+                text = self._decode(tokens[start:stop])
+                if text and REPLACEMENT not in text:
+                    return tokens[start if stop == len(tokens) else stop :]
+        return tokens
 
     def _decode(self, tokens: list[int]) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=False) if tokens else ""
@@ -185,10 +247,7 @@ class TextStream:
     def finish(self) -> str:
         """What was held back, when the output ended otherwise than by a stop string."""
         held, self._held = self._held, ""
-        piece, stop = self._watch(held + self._decoder.finish())
-        # Half a character that stays one cannot complete a stop string unless the string has U+FFFD in it.
-        rest, self._held = self._held, ""
-        return piece if stop is not None else piece + rest
+        return held + self._decoder.finish()
 
     def _watch(self, text: str) -> tuple[str, str | None]:
         """What of the text so far can be given out, and the stop string found in it."""
