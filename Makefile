@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(RUN) -m pip install -q
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test lint check example
+.PHONY: setup test test-openai2 lint check example
 
 setup: $(STAMP)
 
@@ -17,18 +17,26 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -c 'import torch' 2>/dev/null || $(PIP) '$(TORCH)'
-	$(PIP) --editable '.[dev,metrics]'
+	$(PIP) --editable '.[dev,metrics,server,openai]'
 	touch $@
 
 test: setup
 	$(RUN) -m pytest $(ARGS)
+
+# The same tests under the SDK's former major version, which lies in a folder of its own, before the other on the path.
+OPENAI2 := $(VENV)/openai2
+
+test-openai2: setup
+	test -d $(OPENAI2)/openai || $(PIP) --target $(OPENAI2) 'openai>=2,<3'
+	PYTHONPATH=$(OPENAI2) $(RUN) -c 'import openai; assert openai.__version__.startswith("2."), openai.__version__'
+	PYTHONPATH=$(OPENAI2) $(RUN) -m pytest tests/openai_api $(ARGS)
 
 lint: setup
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
 
-check: lint test
+check: lint test test-openai2
 
 example: setup
 	$(RUN) examples/quickstart.py

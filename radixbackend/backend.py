@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Protocol, Self
 from radixbackend.config import EngineConfig
 from radixbackend.errors import ConfigError, EngineClosedError
 from radixbackend.plugins import Plugins
-from radixbackend.types import EngineStats, GenerationRequest, GenerationResult
+from radixbackend.types import Embeddings, EngineStats, GenerationRequest, GenerationResult, Prompt
 
 if TYPE_CHECKING:
+    from radixbackend.chat.formats.base import ToolFormat
+    from radixbackend.chat.reasoning import ReasoningFormat
     from radixbackend.engine.streams import AsyncTokenStream, TokenStream
     from radixbackend.tokenizer import Tokenizer
 
@@ -37,6 +39,12 @@ class Backend(Protocol):
     @property
     def max_context(self) -> int: ...
 
+    @property
+    def tool_format(self) -> ToolFormat | None: ...
+
+    @property
+    def reasoning_format(self) -> ReasoningFormat | None: ...
+
     def generate(self, prompt: GenerationRequest, /, *, timeout: float | None = None) -> GenerationResult: ...
 
     async def agenerate(self, prompt: GenerationRequest, /, *, timeout: float | None = None) -> GenerationResult: ...
@@ -44,6 +52,8 @@ class Backend(Protocol):
     def stream(self, prompt: GenerationRequest, /, *, timeout: float | None = None) -> TokenStream: ...
 
     def astream(self, prompt: GenerationRequest, /, *, timeout: float | None = None) -> AsyncTokenStream: ...
+
+    def embed(self, texts: Prompt | Sequence[Prompt], /, *, dimensions: int | None = None) -> Embeddings: ...
 
     def stats(self) -> EngineStats: ...
 
@@ -78,6 +88,14 @@ class SharedBackend:
     def max_context(self) -> int:
         return self.backend.max_context
 
+    @property
+    def tool_format(self) -> ToolFormat | None:
+        return self.backend.tool_format
+
+    @property
+    def reasoning_format(self) -> ReasoningFormat | None:
+        return self.backend.reasoning_format
+
     def generate(self, prompt: GenerationRequest, /, *, timeout: float | None = None) -> GenerationResult:
         return self.backend.generate(prompt, timeout=timeout)
 
@@ -89,6 +107,9 @@ class SharedBackend:
 
     def astream(self, prompt: GenerationRequest, /, *, timeout: float | None = None) -> AsyncTokenStream:
         return self.backend.astream(prompt, timeout=timeout)
+
+    def embed(self, texts: Prompt | Sequence[Prompt], /, *, dimensions: int | None = None) -> Embeddings:
+        return self.backend.embed(texts, dimensions=dimensions)
 
     def stats(self) -> EngineStats:
         return self.backend.stats()

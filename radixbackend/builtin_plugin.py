@@ -21,11 +21,13 @@ from radixbackend.config import EVICTION_POLICIES
 from radixbackend.hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    from radixbackend.chat.formats.base import ToolFormat
+    from radixbackend.chat.reasoning import ReasoningFormat
     from radixbackend.engine.attention.base import AttentionBackend
     from radixbackend.engine.grammar.base import GrammarBackend, Vocabulary
     from radixbackend.engine.model_loader import LoadedModel, ModelSpec
     from radixbackend.engine.radix_tree import EvictionKey
-    from radixbackend.types import WaitingView
+    from radixbackend.types import ModelInfo, WaitingView
 
 ATTENTION_NAMES = ("auto", "torch")
 EVICTION_NAMES = EVICTION_POLICIES
@@ -80,3 +82,17 @@ def radix_eviction_key(policy: str) -> EvictionKey | None:
     from radixbackend.engine import radix_tree
 
     return {"lru": radix_tree.lru, "lfu": radix_tree.lfu, "fifo": radix_tree.fifo}[policy]
+
+
+@hookimpl
+def radix_tool_format(model: ModelInfo) -> ToolFormat:
+    from radixbackend.chat.tools import find
+
+    return find(model)
+
+
+@hookimpl
+def radix_reasoning_format(model: ModelInfo) -> ReasoningFormat | None:
+    from radixbackend.chat.reasoning import find
+
+    return find(model)

@@ -42,6 +42,7 @@ def make_app(plugins: Plugins) -> typer.Typer:
     )
     app.callback()(_program)
     app.command("generate")(generate)
+    app.command("serve")(serve)
     app.command("explain-schema")(explain_schema)
     app.command("plugins")(list_plugins)
     plugins.cli(app)
@@ -88,11 +89,11 @@ def generate(
 ) -> None:
     """Answer one prompt, streaming to stdout."""
     constraint = _one_of(
-        Constraint.json_schema(json_schema.read_text(encoding="utf-8")) if json_schema else None,
+        Constraint.json_schema(_text(json_schema)) if json_schema else None,
         Constraint.json_object() if json_object else None,
         Constraint.regex(regex) if regex is not None else None,
         Constraint.choice(choice) if choice else None,
-        Constraint.grammar(grammar.read_text(encoding="utf-8")) if grammar else None,
+        Constraint.grammar(_text(grammar)) if grammar else None,
     )
     sampling = SamplingParams(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=tuple(stop or ()), n=n
@@ -120,19 +121,53 @@ def generate(
         raise typer.Exit(1)
 
 
+def serve(
+    model: Annotated[str, typer.Argument(help="Folder of a checkpoint, hub id, or a name that a plugin serves.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; by default only this machine reaches it.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="RADIX_API_KEY", help="Key that every client must send.")
+    ] = None,
+    name: Annotated[
+        list[str] | None, typer.Option(help="What clients call the model; repeatable. By default its own name.")
+    ] = None,
+    max_body: Annotated[int, typer.Option(help="Bytes that the body of a request may have.")] = 32 << 20,
+    grace: Annotated[float, typer.Option(help="Seconds that running requests have to finish at the end.")] = 10.0,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", "-o", help="Engine option as NAME=VALUE; repeatable.")
+    ] = None,
+) -> None:
+    """Serve a model over HTTP, with the API of OpenAI."""
+    from radixbackend.backend import get_backend
+    from radixbackend.metrics import PrometheusMetrics
+    from radixbackend.openai_api import server
+    from radixbackend.openai_api.api import default_names
+
+    names = tuple(name or default_names(model))
+    metrics = PrometheusMetrics(model_name=names[0])
+    backend = get_backend(model, plugins=[metrics], **dict(_option(text) for text in option or ()))
+    print(f"radix: {names[0]} on http://{host}:{port}/v1", file=sys.stderr)
+    if api_key is None and not server.is_loopback(host):
+        print("radix: no --api-key: whoever reaches this machine can use the model", file=sys.stderr)
+    server.serve(
+        backend,
+        host=host,
+        port=port,
+        api_key=api_key,
+        names=names,
+        metrics=metrics.render,
+        max_body=max_body,
+        grace=grace,
+    )
+
+
 def explain_schema(file: File) -> None:
     """Say how a schema would be enforced, and which keywords only a check afterwards can cover."""
     from radixbackend import explain_schema as explain
 
-    try:
-        schema = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as fault:
-        raise typer.BadParameter(f"{file} is not JSON: {fault}") from fault
-    report = explain(schema)
-    print(f"backend:  {report.backend}")
-    print(f"enforced: {'yes' if report.enforced else 'not while generating; the answer is checked afterwards'}")
-    for finding in report.findings:
-        print(f"{finding.pointer or '/'}: {finding.keyword}: {finding.reason}")
+    print(explain(_text(file)))
 
 
 def list_plugins(context: typer.Context) -> None:
@@ -160,6 +195,13 @@ def _one_of(*constraints: Constraint | None) -> Constraint | None:
     if len(given) > 1:
         raise typer.BadParameter("give one of --json-schema, --json, --regex, --choice and --grammar, not several")
     return given[0] if given else None
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as fault:
+        raise typer.BadParameter(f"{file} is not UTF-8 text: {fault}") from fault
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     import typer
 
     from radixbackend.backend import Backend
+    from radixbackend.chat.formats.base import ToolFormat
+    from radixbackend.chat.reasoning import ReasoningFormat
     from radixbackend.engine.attention.base import AttentionBackend
     from radixbackend.engine.grammar.base import GrammarBackend, Vocabulary
     from radixbackend.engine.model_loader import LoadedModel, ModelSpec
     from radixbackend.engine.radix_tree import EvictionKey
-    from radixbackend.types import AdapterInfo, RequestRecord, StepRecord, WaitingView
+    from radixbackend.types import AdapterInfo, ModelInfo, RequestRecord, StepRecord, WaitingView
 
 PROJECT = "radixbackend"
 """Name of the pluggy project and of the entry-point group."""
@@ -85,6 +87,24 @@ def radix_eviction_key(policy: str) -> EvictionKey | None:
 
     First result; called once, in the thread that constructs the engine. The function is then called by the
     engine's thread for each node that becomes evictable and must be a pure, cheap function of the node.
+    """
+
+
+@hookspec(firstresult=True)
+def radix_tool_format(model: ModelInfo) -> ToolFormat | None:
+    """How this model writes tool calls: a grammar for them, a parser, and a way to write them.
+
+    First result; called once, in the thread that constructs the engine. The object is then used by every thread that
+    chats, so it must hold no state of an answer; its ``parser`` makes one for each.
+    """
+
+
+@hookspec(firstresult=True)
+def radix_reasoning_format(model: ModelInfo) -> ReasoningFormat | None:
+    """How this model writes what it thinks before it answers; None if it does not, or not in a way of its own.
+
+    First result; called once, in the thread that constructs the engine. As with `radix_tool_format`, the object is
+    shared by every thread that chats.
     """
 
 

@@ -20,12 +20,14 @@ import pluggy
 
 from radixbackend import __version__, builtin_plugin, hookspecs
 from radixbackend.errors import ConfigError, PluginError
-from radixbackend.types import AdapterInfo, RequestRecord, StepRecord, WaitingView
+from radixbackend.types import AdapterInfo, ModelInfo, RequestRecord, StepRecord, WaitingView
 
 if TYPE_CHECKING:
     import typer
 
     from radixbackend.backend import Backend
+    from radixbackend.chat.formats.base import ToolFormat
+    from radixbackend.chat.reasoning import ReasoningFormat
     from radixbackend.engine.attention.base import AttentionBackend
     from radixbackend.engine.grammar.base import GrammarBackend, Vocabulary
     from radixbackend.engine.model_loader import LoadedModel, ModelSpec
@@ -139,6 +141,16 @@ class Plugins:
         if not callable(key):
             raise PluginError(f"radix_eviction_key returned {key!r} for {policy!r}; it returns a function of a node")
         return key
+
+    def tool_format(self, model: ModelInfo) -> ToolFormat | None:
+        """How this model writes tool calls, or None: nobody knows."""
+        format: ToolFormat | None = self._manager.hook.radix_tool_format(model=model)
+        return format
+
+    def reasoning_format(self, model: ModelInfo) -> ReasoningFormat | None:
+        """How this model writes its reasoning, or None: it has none that anybody knows."""
+        format: ReasoningFormat | None = self._manager.hook.radix_reasoning_format(model=model)
+        return format
 
     def _nobody(self, option: str, name: str, builtin: Sequence[str], hook: str) -> ConfigError:
         others = [impl.plugin_name for impl in self._impls(hook) if impl.plugin_name != BUILT_IN]

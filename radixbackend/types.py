@@ -11,9 +11,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NewType
+from typing import TYPE_CHECKING, Any, Literal, NewType
 
 from radixbackend.errors import ConstraintError, InvalidRequestError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 RequestId = NewType("RequestId", int)
 """One `GenerationRequest`, unique within an engine."""
@@ -331,6 +335,14 @@ class GenerationResult:
         return self.choices[0].complete
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Embeddings:
+    """The vectors of some texts, float32 ``[d]`` each, and how many tokens the texts have together."""
+
+    vectors: tuple[NDArray[np.float32], ...]
+    prompt_tokens: int
+
+
 @dataclass(frozen=True, slots=True)
 class EngineStats:
     """A consistent snapshot, taken between two steps. Counters never go down; ``flush_cache`` leaves them alone.
@@ -441,3 +453,23 @@ class AdapterInfo:
     framework: str
     version: str
     provides: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What tells how a model writes, for `radix_tool_format` and `radix_reasoning_format`.
+
+    Attributes:
+        model_type: of its transformers configuration.
+        chat_template: empty if it has none; several named ones are joined.
+        added_tokens: texts of the tokenizer's special and added tokens.
+    """
+
+    name: str
+    model_type: str = ""
+    chat_template: str = ""
+    added_tokens: frozenset[str] = frozenset()
+
+    def mentions(self, marker: str) -> bool:
+        """Whether the marker is a token of its own, or the chat template writes it."""
+        return marker in self.added_tokens or marker in self.chat_template

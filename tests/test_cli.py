@@ -142,12 +142,19 @@ def test_explain_schema(radix: Any, tmp_path: Path) -> None:
     code, out, _ = radix("explain-schema", file)
     assert code == 0
     assert re.search(r"^backend: +\w+", out)
-    assert "enforced: yes" in out
+    assert "enforced while generating: all of it" in out
     file.write_text(json.dumps({"type": "array", "items": {"type": "integer"}, "uniqueItems": True}))
     code, out, _ = radix("explain-schema", file)
     assert code == 0
     assert "uniqueItems" in out
+
+
+def test_file_that_is_no_schema(radix: Any, tmp_path: Path) -> None:
+    file = tmp_path / "schema.json"
     file.write_text("{")
+    code, _, err = radix("explain-schema", file)
+    assert (code, err.count("\n")) == (1, 1)
+    file.write_bytes(b"\xff{}")
     assert radix("explain-schema", file)[0] == 2
 
 

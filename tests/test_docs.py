@@ -45,10 +45,11 @@ def test_quickstart_runs(tmp_path: Path) -> None:
 
 
 def test_every_core_file_is_on_the_map() -> None:
-    """docs/architecture.md has a line for every module, and names none that is gone."""
+    """docs/architecture.md has a line for every module, or for its folder, and names none that is gone."""
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     package = ROOT / "radixbackend"
     modules = {p.relative_to(package).as_posix() for p in package.rglob("*.py") if p.name != "__init__.py"}
     named = set(re.findall(r"`([a-z_]+(?:/[a-z_]+)*\.py)`", page))
-    assert modules - named == set(), "not described"
+    folders = tuple(re.findall(r"\| `([a-z_]+(?:/[a-z_]+)*/)` \|", page))
+    assert {m for m in modules - named if not m.startswith(folders)} == set(), "not described"
     assert {n for n in named if not (ROOT / n).exists()} - modules == set(), "described, but gone"

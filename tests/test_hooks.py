@@ -18,7 +18,7 @@ HOOKS = {name: spec for name, spec in vars(hookspecs).items() if name.startswith
 
 
 def test_there_are_hooks() -> None:
-    assert len(HOOKS) == 10
+    assert len(HOOKS) == 12
 
 
 @pytest.mark.parametrize("hook", HOOKS)

@@ -38,7 +38,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine.kv_store": (),
     "engine.attention": ("engine.kv_store", "engine.plan"),
     "engine.runner": ("engine.plan",),
-    "engine.model_loader": (),
+    "engine.rope": (),
+    "engine.model_loader": ("engine.rope",),
     "engine.probe": ("engine.attention.base",),
     "engine.model_runner": (
         "engine.attention.base",
@@ -61,13 +62,23 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "engine.grammar": (),
     "engine.sampler": ("engine.grammar.base", "engine.plan", "engine.runner"),
+    "engine.embedder": ("engine.model_loader",),
     "engine.executor": ("engine.plan", "engine.runner", "engine.sampler"),
     # text and structure
     "tokenizer": (),
     "structured": ("engine.grammar.base",),
+    # how models write
+    "chat.nodes": (),
+    "chat.message": (),
+    "chat.request": ("chat.message",),
+    "chat.formats": ("chat.nodes",),
+    "chat.reasoning": ("chat.formats", "chat.nodes"),
+    "chat.tools": ("chat.formats", "chat.request"),
     # plugins
     "hookspecs": (),
     "builtin_plugin": (
+        "chat.reasoning",
+        "chat.tools",
         "config",
         "engine.attention",
         "engine.grammar",
@@ -82,11 +93,22 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine.intake": ("engine.grammar", "engine.request", "structured", "tokenizer"),
     "engine.channel": ("engine.request",),
     "engine.answer": ("engine.intake", "engine.request"),
+    "engine.streams": ("engine.answer", "engine.channel", "engine.intake"),
     "engine.build": ("config", "engine", "plugins", "structured", "tokenizer"),
-    "engine.engine": ("config", "engine.answer", "engine.build", "engine.channel", "engine.intake"),
+    "engine.engine": (
+        "config",
+        "engine.answer",
+        "engine.build",
+        "engine.channel",
+        "engine.intake",
+        "engine.streams",
+    ),
     # its users
     "backend": ("config", "engine.engine", "plugins"),
-    "cli": ("", "engine.engine", "plugins"),
+    "chat": ("backend", "structured", "tokenizer"),
+    "openai_api": ("", "backend", "chat"),
+    "openai": ("backend", "openai_api"),
+    "cli": ("", "backend", "engine.engine", "metrics", "openai_api", "plugins"),
 }
 """Module or package → what it may import at run time; a package stands for all of its files, "" for public names."""
 

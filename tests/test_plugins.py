@@ -251,10 +251,11 @@ def test_good_policy_is_followed(answer: Any) -> None:
     assert list(plugins.rank_waiting([waiting(500), waiting(0)])) == [1, 0]
 
 
-def test_policy_is_not_asked_about_one() -> None:
+def test_policy_is_not_asked_about_one(caplog: Any) -> None:
     plugins = Plugins([one_hook("radix_rank_waiting", RuntimeError("asked"))], discover=False)
     assert list(plugins.rank_waiting([waiting()])) == [0]
     assert list(plugins.rank_waiting([])) == []
+    assert not caplog.records
 
 
 def test_observer_that_raises_spoils_nothing(caplog: Any) -> None:
