@@ -21,8 +21,8 @@ from radixbackend.engine.grammar.service import GrammarService
 from radixbackend.engine.intake import FrontDesk, ModelLimits
 from radixbackend.engine.loop import EngineLoop
 from radixbackend.engine.model_loader import LoadedModel, ModelSpec
-from radixbackend.engine.prepack import prepack
 from radixbackend.engine.prefix_cache import PrefixCache
+from radixbackend.engine.prepack import prepack
 from radixbackend.engine.runner import Runner
 from radixbackend.engine.sampler import Sampler
 from radixbackend.engine.scheduler import Limits, Scheduler

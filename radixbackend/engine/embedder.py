@@ -75,11 +75,12 @@ class Pooling:
 def _mode(config: dict[str, Any]) -> Mode:
     """Of a pooling module: one flag per mode, or since version 5 one name."""
     named = config.get("pooling_mode")
-    modes = [named] if isinstance(named, str) else [name for name, on in config.items() if "pooling_mode" in name and on]
-    known = [_FLAGS.get(mode, mode) for mode in modes]
-    if len(known) != 1 or known[0] not in _FLAGS.values():
-        raise UnsupportedModelError(f"its embeddings are pooled by {', '.join(modes) or 'nothing'}, which is not served")
-    return known[0]
+    flags = [name for name, on in config.items() if name.startswith("pooling_mode_") and on is True]
+    names = [named] if isinstance(named, str) else flags
+    modes = [mode for flag, mode in _FLAGS.items() if flag in names or mode in names]
+    if len(names) != 1 or not modes:
+        raise UnsupportedModelError(f"it pools embeddings by {', '.join(names) or 'nothing'}, which is not served")
+    return modes[0]
 
 
 class Embedder:
@@ -125,10 +126,11 @@ class Embedder:
         try:
             body = model.base_model
             if body is model:  # without a body of its own: the head computes for nothing
-                states: torch.Tensor = model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[-1]
+                out = model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[-1]
             else:
-                states = body(input_ids=ids, use_cache=False).last_hidden_state
+                out = body(input_ids=ids, use_cache=False).last_hidden_state
         finally:
             if switch:
                 model.set_attn_implementation(paged)
-        return states[0]
+        states: torch.Tensor = out[0]
+        return states

@@ -220,8 +220,7 @@ class Engine:
         inputs = texts if _is_many(texts) else [texts]
         prompts = [parts.desk.encode(_one(text, None, None, 0, None).prompt) for text in inputs]  # type: ignore[arg-type]
         vectors = [
-            parts.loop.call(functools.partial(parts.embedder.vector, prompt, dimensions)).result()
-            for prompt in prompts
+            parts.loop.call(functools.partial(parts.embedder.vector, prompt, dimensions)).result() for prompt in prompts
         ]
         return Embeddings(tuple(vectors), sum(map(len, prompts)))
 
