@@ -30,7 +30,17 @@ from __future__ import annotations
 
 
 class RadixError(Exception):
-    """Base of every exception this package raises on purpose."""
+    """Base of every exception this package raises on purpose. All of them can be pickled."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # The default calls the class with ``args``, which knows nothing of keyword-only ones.
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(kind: type[RadixError], args: tuple[object, ...], state: dict[str, object]) -> RadixError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class ConfigError(RadixError, ValueError):

@@ -66,6 +66,7 @@ class PrometheusMetrics:
 
     @hookimpl
     def radix_request_finished(self, record: RequestRecord) -> None:
+        self._stats = record.stats  # an abort may be followed by no step
         self._requests.labels(self._model, record.outcome).inc()
         if record.admitted is not None:
             self._queue_time.observe(record.admitted - record.submitted)

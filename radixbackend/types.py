@@ -424,6 +424,7 @@ class RequestRecord:
     first_token: float | None
     finished: float
     retractions: int
+    stats: EngineStats
 
 
 @dataclass(frozen=True, slots=True)

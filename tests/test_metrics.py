@@ -28,7 +28,7 @@ STATS = EngineStats(
 )
 STEP = StepRecord(3, 0.0, 0.0, 0.0, 0.0, 1, 1, 0, 0, STATS)
 REQUEST = RequestRecord(
-    RequestId(1), "stop", Usage(prompt_tokens=9, completion_tokens=11), 0, 10.0, 10.2, 10.5, 12.5, 0
+    RequestId(1), "stop", Usage(prompt_tokens=9, completion_tokens=11), 0, 10.0, 10.2, 10.5, 12.5, 0, STATS
 )
 
 

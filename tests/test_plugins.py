@@ -19,7 +19,7 @@ from radixbackend.plugins import BUILT_IN, Plugins
 from radixbackend.types import AdapterInfo, EngineStats, RequestId, RequestRecord, StepRecord, Usage, WaitingView
 
 STEP = StepRecord(1, 0.0, 0.0, 0.0, 0.0, 1, 1, 0, 0, EngineStats())
-REQUEST = RequestRecord(RequestId(1), "stop", Usage(), 0, 0.0, 0.0, 0.0, 1.0, 0)
+REQUEST = RequestRecord(RequestId(1), "stop", Usage(), 0, 0.0, 0.0, 0.0, 1.0, 0, EngineStats())
 
 
 def waiting(cached: int = 0, steps: int = 0, priority: int = 0) -> WaitingView:

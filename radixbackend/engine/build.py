@@ -6,6 +6,7 @@ made here through its hook, and nothing is constructed anywhere else. It knows n
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -82,37 +83,39 @@ def build(config: EngineConfig, plugins: Iterable[object] = ()) -> Parts:
     embedder = Embedder(model, model.model.config._attn_implementation)
     prepack(model)
     kernel = hooks.make_attention(config.attention, model.device.type)
-    runner = choose_runner(model, kernel, self_check=config.self_check)
-    try:
+    with contextlib.ExitStack() as resources:
+        runner = choose_runner(model, kernel, self_check=config.self_check)
+        resources.callback(runner.close)
         capacity = _capacity(config, model, runner)
         runner.allocate(capacity)
-    except BaseException:
-        runner.close()
-        raise
-    tokenizer = None if model.tokenizer is None else Tokenizer(model.tokenizer)
-    cache = PrefixCache(
-        capacity, eviction_key=eviction_key, enabled=config.prefix_cache and runner.traits.shares_prefixes
-    )
-    executor = ModelExecutor(runner, Sampler(model.vocab_size, model.end_tokens))
-    scheduler = Scheduler(
-        cache,
-        Limits(config.max_running, config.max_step_tokens or _step_tokens(model.device)),
-        traits=executor.traits,
-        end_tokens=model.end_tokens,
-        rank=hooks.rank_waiting,
-        on_leave=executor.forget,
-        jump_forward=config.jump_forward,
-    )
-    limits = ModelLimits(model.vocab_size, min(config.max_context or model.max_context, model.max_context), capacity)
-    grammars = _grammars(config, hooks, model, tokenizer)
-    desk = FrontDesk(limits, tokenizer, FrontDoor(), grammars, config.grammar, model.end_tokens)
-
-    def on_exit() -> None:
-        runner.close()
+        tokenizer = None if model.tokenizer is None else Tokenizer(model.tokenizer)
+        grammars = _grammars(config, hooks, model, tokenizer)
         if grammars is not None:
-            grammars.close()
-
-    loop = EngineLoop(scheduler, executor, hooks, max_open=config.max_running + config.max_waiting, on_exit=on_exit)
+            resources.callback(grammars.close)
+        cache = PrefixCache(
+            capacity, eviction_key=eviction_key, enabled=config.prefix_cache and runner.traits.shares_prefixes
+        )
+        executor = ModelExecutor(runner, Sampler(model.vocab_size, model.end_tokens))
+        scheduler = Scheduler(
+            cache,
+            Limits(config.max_running, config.max_step_tokens or _step_tokens(model.device)),
+            traits=executor.traits,
+            end_tokens=model.end_tokens,
+            rank=hooks.rank_waiting,
+            on_leave=executor.forget,
+            compile_seconds=(lambda: grammars.seconds) if grammars else (lambda: 0.0),
+            jump_forward=config.jump_forward,
+        )
+        max_context = min(config.max_context or model.max_context, model.max_context)
+        limits = ModelLimits(model.vocab_size, max_context, capacity)
+        desk = FrontDesk(limits, tokenizer, FrontDoor(), grammars, config.grammar, model.end_tokens)
+        loop = EngineLoop(
+            scheduler,
+            executor,
+            hooks,
+            max_open=config.max_running + config.max_waiting,
+            on_exit=resources.pop_all().close,
+        )
     return Parts(config, hooks, model, tokenizer, cache, scheduler, grammars, limits, desk, embedder, loop, *formats)
 
 

@@ -13,7 +13,6 @@ import functools
 import os
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
@@ -264,8 +263,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Counters and gauges as of the last step."""
-        parts = self._parts
-        return replace(parts.loop.stats, grammar_seconds=parts.grammars.seconds if parts.grammars else 0.0)
+        return self._parts.loop.stats
 
     @property
     def config(self) -> EngineConfig:

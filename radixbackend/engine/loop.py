@@ -224,7 +224,7 @@ class EngineLoop:
             if update.last:
                 with self._gate:
                     self._open -= len(update.request.seeds)
-                self._observer.request_finished(_record(update))
+                self._observer.request_finished(_record(update, self.stats))
             try:
                 update.request.sink(update)
             except Exception as fault:
@@ -238,7 +238,7 @@ def _drafts(sequence: SequencePlan) -> int:
     return len(sequence.sample.drafts) if sequence.sample else 0
 
 
-def _record(update: Update) -> RequestRecord:
+def _record(update: Update, stats: EngineStats) -> RequestRecord:
     request = update.request
     if isinstance(update.error, RequestAbortedError):
         outcome = "aborted"
@@ -256,4 +256,5 @@ def _record(update: Update) -> RequestRecord:
         first_token=request.first_token,
         finished=time.monotonic(),
         retractions=request.retractions,
+        stats=stats,
     )

@@ -295,8 +295,8 @@ def _draw_random(values: torch.Tensor, bests: torch.Tensor, rows: Sequence[_Row]
     total = cumulative[:, -1].cpu()  # not every accelerator has float64
     uniform = torch.from_numpy(uniforms([r.spec.seed for r in rows], [r.position for r in rows]))
     target = torch.minimum((uniform * total).long(), total - 1).to(values.device)
-    # The first id whose cumulative weight exceeds the target; an id of weight zero never does.
-    return torch.searchsorted(cumulative, target[:, None], right=True).squeeze(1)
+    # The first id whose cumulative weight exceeds the target; an id of weight zero never does. Beyond the last: NaN.
+    return torch.searchsorted(cumulative, target[:, None], right=True).squeeze(1).clamp_(max=values.shape[1] - 1)
 
 
 def _weights(scaled: torch.Tensor) -> torch.Tensor:
@@ -351,7 +351,7 @@ def uniforms(seeds: Sequence[int], positions: Sequence[int]) -> NDArray[np.float
     """One number in [0, 1) for each (seed, output position), the same on every machine.
 
     Two rounds of SplitMix64's finalizer (Steele, Lea, Flood 2014, with Stafford's mix 13), which passes statistical
-    tests also on consecutive inputs; 52 bits, so that times a sum it stays below the sum.
+    tests also on consecutive inputs.
     """
     golden = np.uint64(0x9E3779B97F4A7C15)
     seed = np.array([s % 2**64 for s in seeds], np.uint64)

@@ -79,7 +79,7 @@ class Scheduler:
     """Queues, budget, ranking, retraction and commit.
 
     ``rank`` orders waiting views (indices, first to be admitted first). ``on_leave`` hears of each sequence that
-    leaves the batch.
+    leaves the batch. ``compile_seconds`` tells what grammars took so far, for the stats.
     """
 
     def __init__(
@@ -91,6 +91,7 @@ class Scheduler:
         end_tokens: tuple[int, ...],
         rank: Callable[[Seq[WaitingView]], Seq[int]],
         on_leave: Callable[[SequenceId], None],
+        compile_seconds: Callable[[], float] = lambda: 0.0,
         jump_forward: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -100,6 +101,7 @@ class Scheduler:
         self._end_tokens = frozenset(end_tokens)
         self._rank = rank
         self._on_leave = on_leave
+        self._compile_seconds = compile_seconds
         self._use_drafts = jump_forward and traits.drafts
         self._clock = clock
         self._ids = itertools.count()
@@ -158,6 +160,7 @@ class Scheduler:
             slots_held=usage.held,
             tree_nodes=usage.nodes,
             evicted_tokens=usage.evicted_tokens,
+            grammar_seconds=self._compile_seconds(),
             **self._count,
         )
 

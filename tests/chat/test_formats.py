@@ -14,6 +14,8 @@ from radixbackend.chat.formats import harmony, kimi, mistral
 from radixbackend.chat.formats.base import CallArguments, CallStart, Layout, Schemas
 from radixbackend.chat.formats.laid_out import LaidOutFormat
 from radixbackend.chat.formats.parameters import types_of
+from radixbackend.hookspecs import hookimpl
+from radixbackend.plugins import Plugins
 from radixbackend.types import ModelInfo
 from tests.chat.families import FAMILIES, OSLO, ROME, TOOLS, Family, Read, before, join
 
@@ -224,6 +226,16 @@ def test_a_layout_is_all_a_plugin_needs() -> None:
         parser.feed('Hm. <call>get_weather {"city": "Rome", "days": 3}</call>') + parser.finish(truncated=False)
     )
     assert (found.content, found.calls) == ("Hm.", [ROME])
+
+    class Plugin:
+        @hookimpl
+        def radix_tool_format(self, model: ModelInfo) -> LaidOutFormat | None:
+            return format if model.mentions("<call>") else None
+
+    plugins = Plugins([Plugin()], discover=False)
+    assert plugins.tool_format(ModelInfo("m", chat_template="<call>")) is format
+    assert plugins.tool_format(ModelInfo("m", chat_template="<tool_call>")) is FAMILIES[0].format
+    assert plugins.reasoning_format(ModelInfo("m")) is None
 
 
 def test_xgrammars_own_formats_agree() -> None:

@@ -205,6 +205,12 @@ def test_the_prompt_may_have_opened_the_reasoning() -> None:
     assert (result.reasoning, result.content) == (None, "Yes </think>")
 
 
+def test_what_continues_an_answer_does_not_begin_to_think() -> None:
+    messages = [*USER, {"role": "assistant", "content": "Write"}]
+    result = service("<think> first", reasoning=THINK).complete(ChatRequest.of(messages, continue_final_message=True))
+    assert (result.reasoning, result.content) == (None, "<think> first")
+
+
 def test_what_the_backend_is_asked() -> None:
     chat = service("x")
     sampling = SamplingParams(max_tokens=5, stop=("!",), seed=3)

@@ -105,6 +105,16 @@ def test_arguments_and_absent_content_are_what_a_template_expects(template: str,
     assert render(template + "{# tool_calls tools #}", HISTORY, tools=[LOOK]) == written
 
 
+def test_ids_of_calls_are_as_the_family_wants_them() -> None:
+    """Mistral's templates refuse ids of other lengths, which a history from elsewhere has."""
+    template = (
+        "{# tools [TOOL_CALLS] #}{% set id = messages[1].tool_calls[0].id %}"
+        "{% if id | length != 9 or messages[2] and messages[2].tool_call_id != id %}{{ raise_exception('bad id') }}{% endif %}"
+        "{{ messages[1].tool_calls[0].function.arguments | tojson }}"
+    )
+    assert render(template, HISTORY, tools=[LOOK]) == '{"at": "é"}'
+
+
 def test_developers_are_systems_where_a_template_does_not_know_them() -> None:
     messages = [{"role": "developer", "content": "d"}, *HISTORY[:1]]
     assert render(TEMPLATE, messages).startswith("<|im_start|>system\nd")

@@ -236,7 +236,7 @@ def test_sequences_that_do_not_sample_get_nothing_and_change_nothing():
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"top_k": 2, "min_p": 0.1}])
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"top_k": 2, "min_p": 0.1}, {"logprobs": 2}])
 def test_a_bad_row_ends_its_own_sequence_alone(temperature, options):
     options = {**options, "temperature": temperature}
     size = 40

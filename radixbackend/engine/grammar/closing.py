@@ -24,13 +24,15 @@ Path = tuple[int, ...]
 
 MAX_QUESTIONS = 6000  # to the grammar, until a first closing is found
 MAX_RUN = 256  # characters chosen in a row until a closing is given up
-LONG_RUN = 32  # after which most of them are letters
+LONG_RUN = 8  # after which kinds of characters take turns
 IMPROVING = 400  # questions spent on finding a shorter one
 MAX_TEXT = 8192  # bytes of a closing
 TRIES = 5  # other characters tried at a choice
 SKIPPED = 4  # tokens that a path may be ahead of the text written instead
 
 _PREFERENCE = b",;.)>/:0123456789ntf[{-\"_ @|!?*+=&%$#~^'`<(ABCDEFGHIJKLMNOPQRSTUVWXYZabcdeghijklmopqrsuvwxyz]}\\\n\t\r"
+_SIGNS, _DIGITS, _LETTERS = b",;.)>/:-_@ ", b"0123456789", b"a"
+_TURNS = (_SIGNS, _DIGITS, _SIGNS, _LETTERS, _SIGNS, _LETTERS, _LETTERS, _DIGITS)
 _OTHERS = bytes(dict.fromkeys(b'0"[{nt1-f,a' + _PREFERENCE))
 
 
@@ -219,14 +221,14 @@ class _Search:
     def _choose(self, order: list[int], run: int) -> _Step | None:
         """The preferred character. One that was taken goes to the end, so that no loop is walked twice alike.
 
-        What that does not leave may want two letters after some sign, as the names of hosts do: long runs have them.
+        What that does not leave may want several signs in turn with letters or digits between, as the names of hosts
+        do: in a long run they take turns.
         """
         quote = self._step(b'"')
         if quote is not None and self._step(b"}") is None:
             return quote._replace(open=True)
-        if run > LONG_RUN and run % 3 and (letter := self._step(b"a")) is not None:
-            return letter._replace(open=True)
-        for code in order:
+        turn = _TURNS[run % len(_TURNS)] if run > LONG_RUN else b""
+        for code in sorted(order, key=lambda code: code not in turn):
             step = self._step(bytes([code]))
             if step is not None:
                 order.remove(code)
