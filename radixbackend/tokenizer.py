@@ -17,8 +17,9 @@ from radixbackend.errors import InvalidRequestError
 
 REPLACEMENT = "\ufffd"
 
-LONGEST_CHARACTER = 4
-"""Bytes of a character in UTF-8, so tokens that can make up one at most."""
+MOST_HELD = 32
+"""Tokens held back before broken characters are taken for what they are. A character has four at most, but may
+follow others that read U+FFFD without being broken."""
 
 
 class Tokenizer:
@@ -133,26 +134,26 @@ class IncrementalDecoder:
 
     def _hold(self, text: str) -> str:
         """Give out what comes before a possible half character at the end."""
-        piece = ""
-        if self._fresh > 2 * LONGEST_CHARACTER:
-            piece, text = self._cut(text)
+        broken = ""
+        if self._fresh > MOST_HELD:
+            broken, text = self._cut(text)
         certain = text.rstrip(REPLACEMENT)
-        if len(certain) > len(self._given):
-            piece, self._given = piece + certain[len(self._given) :], certain
-        return piece
+        if len(certain) <= len(self._given):
+            return broken
+        piece, self._given = certain[len(self._given) :], certain
+        return broken + piece
 
     def _cut(self, text: str) -> tuple[str, str]:
-        """Split off broken characters that stay broken: what is new of them, and the rest's text.
+        """Split the window before its last token if no character spans the two: what is new before, the text after.
 
-        Where two parts of the window say by themselves what they say together, no character spans them.
+        Then they say by themselves what they say together, and what is broken before stays broken.
         """
-        for at in range(len(self._window) - 1, len(self._window) - 1 - LONGEST_CHARACTER, -1):
-            done, rest = self._decode(self._window[:at]), self._decode(self._window[at:])
-            if rest and done + rest == text and done.startswith(self._given):
-                piece = done[len(self._given) :]
-                self._window, self._given, self._fresh = self._window[at:], "", len(self._window) - at
-                return piece, rest
-        return "", text
+        before, after = self._decode(self._window[:-1]), self._decode(self._window[-1:])
+        if not after or before + after != text:
+            return "", text
+        piece = before[len(self._given) :]
+        self._window, self._given, self._fresh = self._window[-1:], "", 1
+        return piece, after
 
     def _trim(self, text: str) -> None:
         """All is given out: keep only the last tokens as context for the next, enough to have a text themselves."""

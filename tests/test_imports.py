@@ -60,11 +60,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "engine.runner",
         "engine.sequential_runner",
     ),
-    "engine.grammar": (),
+    "engine.grammar": ("token_bytes",),
     "engine.sampler": ("engine.grammar.base", "engine.plan", "engine.runner"),
     "engine.embedder": ("engine.model_loader",),
     "engine.executor": ("engine.plan", "engine.runner", "engine.sampler"),
     # text and structure
+    "token_bytes": (),
     "tokenizer": (),
     "structured": ("engine.grammar.base",),
     # how models write
@@ -106,7 +107,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # its users
     "backend": ("config", "engine.engine", "plugins"),
     "chat": ("backend", "structured", "tokenizer"),
-    "openai_api": ("", "backend", "chat"),
+    "openai_api": ("", "backend", "chat", "token_bytes"),
     "openai": ("backend", "openai_api"),
     "cli": ("", "backend", "engine.engine", "metrics", "openai_api", "plugins"),
 }

@@ -39,7 +39,7 @@ def _with_start(library: Library) -> Library:
 
 
 def byte_level() -> Tokenizer:
-    """Few merges, so that most characters beyond ASCII are spread over tokens; one added token that is text."""
+    """Few merges, so that most characters beyond ASCII are spread over tokens; an added token that is text."""
     library = Library(models.BPE())
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
@@ -52,6 +52,18 @@ def byte_level() -> Tokenizer:
     library.train_from_iterator([TEXT] * 3, trainer)
     library.add_tokens([AddedToken("<tool>", special=False)])
     return _wrap(_with_start(library), bos_token="<s>", eos_token="</s>")
+
+
+GAP = 1000
+
+
+@cache
+def with_gap() -> Tokenizer:
+    """Single bytes, a letter with the beginning of the next, and ids that no token has."""
+    vocabulary = {char: i for i, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    library = Library(models.BPE({**vocabulary, "aå": GAP + 1}, []))
+    library.decoder = decoders.ByteLevel()
+    return _wrap(library)
 
 
 def byte_fallback() -> Tokenizer:
@@ -215,6 +227,22 @@ def test_a_broken_run_of_byte_tokens_takes_back_nothing(data, run):
         assert text == raw.decode()
 
 
+@given(st.data(), st.lists(st.sampled_from(["ä", "å", "½", "ł", "¥", "ð", "Ł", "Ģ", "a", "aå", None]), max_size=120))
+def test_broken_characters_are_what_decoding_says(data, pieces):
+    tokenizer = with_gap()
+    vocabulary = tokenizer.inner.get_vocab()
+    tokens = [GAP if piece is None else vocabulary[piece] for piece in pieces]
+    context = [vocabulary["a"]]
+    assert "".join(feed(tokenizer, context, data.draw(splits(tokens)))) == after(tokenizer, context, tokens)
+
+
+def test_an_id_without_a_token_completes_nothing():
+    tokenizer = with_gap()
+    vocabulary = tokenizer.inner.get_vocab()
+    tokens = [vocabulary["Ģ"]] * 60 + [vocabulary["å"], GAP, vocabulary["¥"], GAP, vocabulary["½"]]
+    assert "".join(feed(tokenizer, [vocabulary["a"]], [tokens])) == 60 * REPLACEMENT + "好"
+
+
 def test_what_a_broken_run_said_before_stays():
     tokenizer = make("byte_fallback")
     run = [3 + byte for byte in "好".encode()]
@@ -261,7 +289,7 @@ def test_tokens_without_text_and_garbage_keep_the_window_short():
             assert text == after(tokenizer, [vocabulary["a"]], [token] * 300)
             tokenizer.longest = 0
             decoder.feed([token] * 50)
-            assert tokenizer.longest < 20
+            assert tokenizer.longest < 40
 
 
 def test_special_tokens_are_left_out_or_shown():
@@ -417,10 +445,14 @@ def test_fingerprints_tell_vocabularies_apart():
     grown = byte_level()
     grown.inner.add_tokens(["<new>"])
     assert Tokenizer(grown.inner).fingerprint != byte_level().fingerprint
+    library = make("word_level").inner.backend_tokenizer
+    assert _wrap(library, eos_token="fox").fingerprint != make("word_level").fingerprint
 
 
 def test_a_checkpoints_truncation_and_padding_are_off(tmp_path):
     tokenizer = _truncating(tmp_path)
+    library = tokenizer.inner.backend_tokenizer
+    assert library.truncation is library.padding is None  # before anything is encoded
     assert len(tokenizer.encode(TEXT)) > 100
     assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
     assert len(tokenizer.encode("a", add_special_tokens=False)) == 1

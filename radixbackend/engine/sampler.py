@@ -294,8 +294,8 @@ def _draw_random(values: torch.Tensor, bests: torch.Tensor, rows: Sequence[_Row]
     cumulative = weights.cumsum(-1)
     total = cumulative[:, -1].cpu()  # not every accelerator has float64
     uniform = torch.from_numpy(uniforms([r.spec.seed for r in rows], [r.position for r in rows]))
-    target = torch.minimum((uniform * total).long(), total - 1).to(values.device)
-    # The first id whose cumulative weight exceeds the target; an id of weight zero never does. Beyond the last: NaN.
+    target = (uniform * total).long().to(values.device)
+    # The first id whose cumulative weight exceeds the target; an id of weight zero never does. None: a row at fault.
     return torch.searchsorted(cumulative, target[:, None], right=True).squeeze(1).clamp_(max=values.shape[1] - 1)
 
 
@@ -351,7 +351,7 @@ def uniforms(seeds: Sequence[int], positions: Sequence[int]) -> NDArray[np.float
     """One number in [0, 1) for each (seed, output position), the same on every machine.
 
     Two rounds of SplitMix64's finalizer (Steele, Lea, Flood 2014, with Stafford's mix 13), which passes statistical
-    tests also on consecutive inputs.
+    tests also on consecutive inputs; 52 bits, so that times a sum it stays below the sum.
     """
     golden = np.uint64(0x9E3779B97F4A7C15)
     seed = np.array([s % 2**64 for s in seeds], np.uint64)

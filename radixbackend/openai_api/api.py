@@ -111,7 +111,7 @@ class Api:
         self._key = None if api_key is None else api_key.encode()
         self._reveal = reveal
         self.served = Served.of(backend, names or default_names(backend.model_name), reveal)
-        self.routes = _routes(metrics)
+        self.routes = routes(metrics)
 
     async def answer(self, call: Call, face: Face) -> Reply:
         """Raises `WaitedTooLong`, and nothing else."""
@@ -199,7 +199,8 @@ def default_names(model: str) -> tuple[str, ...]:
     return (os.path.basename(os.path.normpath(model)), model) if folder else (model,)
 
 
-def _routes(metrics: Callable[[], str] | None) -> tuple[Route, ...]:
+def routes(metrics: Callable[[], str] | None) -> tuple[Route, ...]:
+    """Every endpoint there is."""
     get, post = "GET", "POST"
     return (
         Route(post, "/v1/chat/completions", chat_completions.create, ChatCompletionRequest),

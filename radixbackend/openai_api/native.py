@@ -19,7 +19,10 @@ from radixbackend.openai_api.faults import ApiError
 from radixbackend.openai_api.protocol import (
     MOST_CHOICES,
     MOST_LOGPROBS,
+    Bias,
     Json,
+    Penalty,
+    RepetitionPenalty,
     Wire,
     checked_stops,
     one_constraint,
@@ -59,10 +62,10 @@ class NativeSampling(Wire):
     top_p: float | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    repetition_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    logit_bias: dict[str, Bias] | None = None
     seed: int | None = None
     sampling_seed: int | None = None
     stop: str | list[str] | None = None

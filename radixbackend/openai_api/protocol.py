@@ -28,6 +28,11 @@ MOST_LOGPROBS = 20
 COMPLETION_TOKENS = 16
 """OpenAI's default of ``max_tokens`` for completions."""
 
+# Beyond these a few tokens would make logits infinite; the first two are OpenAI's bounds.
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+RepetitionPenalty = Annotated[float, Field(ge=0.01, le=100)]
+
 Json = dict[str, Any]
 W = TypeVar("W", bound="Wire")
 
@@ -117,16 +122,16 @@ class SamplingWire(Wire):
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: str | list[str] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[str, float] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    logit_bias: dict[str, Bias] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     # what SGLang and vLLM take beyond OpenAI
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    repetition_penalty: RepetitionPenalty | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None

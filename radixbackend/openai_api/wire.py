@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from radixbackend.token_bytes import token_bytes
 from radixbackend.types import TokenLogprob, Usage
 
 if TYPE_CHECKING:
@@ -57,8 +58,6 @@ class TokenTexts:
     @cached_property
     def _bytes(self) -> dict[int, bytes]:
         """Read when the first log-probability is asked for (0.2 s for 128k tokens)."""
-        from radixbackend.engine.grammar.tokens import token_bytes
-
         return {} if self._tokenizer is None else token_bytes(self._tokenizer.inner)
 
     def bytes(self, token: int) -> bytes:

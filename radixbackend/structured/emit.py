@@ -10,7 +10,7 @@ Must not know: the keywords the caller used.
 
 from __future__ import annotations
 
-import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -41,6 +41,8 @@ from radixbackend.structured.shapes import (
 from radixbackend.structured.unions import Head
 
 MAX_NODES = 5_000
+MAX_INLINE = 24
+"""How deep schemas are written inside each other before they become definitions."""
 _MAX_ROUNDS = 16
 MAX_SUBSETS = 5
 """Optional properties of an object whose number is bounded: with so few, every subset becomes an alternative."""
@@ -52,16 +54,17 @@ _MAX_INTEGER = 2**62
 
 
 class Emitter:
-    """Writes one normalized document down.
+    """Writes one normalized document down; ``plain`` without patterns and bounds, which a backend may refuse.
 
     Attributes:
         findings: keywords that the text does not enforce, in the order of their pointers (complete after `emit`).
     """
 
-    def __init__(self, normalizer: Normalizer, formats: FormatBook, *, with_patterns: bool = True) -> None:
+    def __init__(self, normalizer: Normalizer, formats: FormatBook, *, plain: bool = False) -> None:
         self._normalizer = normalizer
         self._formats = formats
-        self._with_patterns = with_patterns
+        self._plain = plain
+        self._depth = 0
         self._heads: dict[Node, Head] = {}
         self._same: dict[Node, Node] = {}
         self._uses: Counter[Node] = Counter()
@@ -189,8 +192,12 @@ class Emitter:
         if node not in self._possible:
             return False
         node = self._same[node]
-        if node not in self._names and (self._uses[node] == 1 or self._is_small(node)):
-            return self._body(node)
+        inline = self._uses[node] == 1 and self._depth < MAX_INLINE
+        if node not in self._names and (inline or self._is_small(node)):
+            self._depth += 1
+            body = self._body(node)
+            self._depth -= 1
+            return body
         name = self._names.setdefault(node, f"s{len(self._names)}")
         return {"$ref": f"#/$defs/{name}"}
 
@@ -233,6 +240,8 @@ class Emitter:
 
     def _number(self, shape: Number) -> dict[str, Any]:
         schema: dict[str, Any] = {"type": "integer" if shape.integer else "number"}
+        if self._plain:
+            return schema
         low, high = shape.low, shape.high
         if shape.integer:
             low, high = integer_bounds(shape)
@@ -250,14 +259,16 @@ class Emitter:
 
     def _string(self, shape: String) -> dict[str, Any]:
         schema: dict[str, Any] = {"type": "string"}
+        if self._plain:
+            return schema
         lengths = [shape.max_length, *(FORMATS[name].max_length for name in shape.formats)]
         bounds = [length for length in lengths if length is not None]
         if shape.min_length:
             schema["minLength"] = shape.min_length
         if bounds:
             schema["maxLength"] = min(bounds)
-        languages = [*shape.patterns, *map(self._formats.language, shape.formats)] if self._with_patterns else []
-        if shape.excluded and self._with_patterns:
+        languages = [*shape.patterns, *map(self._formats.language, shape.formats)]
+        if shape.excluded:
             languages.append(Language(avoiding(sorted(shape.excluded))))
         texts = [f"^(?:{language.text})$" for language in languages]
         if texts:
@@ -382,11 +393,6 @@ def _inward(bound: int | float, direction: int) -> int | float:
     """A bound that survives conversion to a float: the nearest on the allowed side, past 2^53."""
     if isinstance(bound, float) or abs(bound) <= _SAFE_INTEGER:
         return bound
-    step = max(1, abs(bound) >> 52)
-    while int(float(bound)) != bound:
-        bound += direction * (step - bound * direction % step if bound * direction % step else step)
-    return bound
-
-
-def dumps(schema: Any) -> str:
-    return json.dumps(schema, ensure_ascii=False)
+    nearest = float(bound)
+    outside = int(nearest) * direction < bound * direction
+    return int(math.nextafter(nearest, math.inf * direction)) if outside else int(nearest)

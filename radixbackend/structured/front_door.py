@@ -151,9 +151,10 @@ class FrontDoor:
         if refusal is None:
             route = (FAST,) if habits else (FAST, STRICT)
             return schema, route, emitter.findings, notes
-        plain = Emitter(normalizer, self._formats, with_patterns=False)
+        plain = Emitter(normalizer, self._formats, plain=True)
         schema = plain.emit()
-        left_out = Finding("", "pattern", f"llguidance refuses the patterns: {refusal.splitlines()[0][:120]}")
+        reason = f"patterns and bounds are left out, for llguidance refuses one: {refusal.splitlines()[0][:120]}"
+        left_out = Finding("", "pattern", reason)
         route = (FAST, CLOSEST) if llguidance_refusal(schema) is None else (CLOSEST,)
         return schema, route, (left_out, *plain.findings), notes
 

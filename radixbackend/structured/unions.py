@@ -30,6 +30,7 @@ from radixbackend.structured.shapes import (
 MAX_UNION = 64
 """Shapes that multiplying two unions may yield, unless one of them has more to begin with."""
 _MAX_JOIN = 1_000
+_MAX_FINDINGS = 64
 _CONTAINERS = {"properties", "patternProperties", "$defs", "definitions"}
 _KEYWORDS = {*values(2020), *applicators(2020), *applicators(2019), "const", "dependentRequired"} - _CONTAINERS
 
@@ -148,7 +149,11 @@ def keyword_of(pointer: str) -> str:
 
 
 def merge_findings(heads: Iterable[Head]) -> tuple[Finding, ...]:
-    return tuple(dict.fromkeys(finding for head in heads for finding in head.findings))
+    """The findings of all, each once, up to `_MAX_FINDINGS` of them."""
+    several = [head.findings for head in heads if head.findings]
+    if len(several) <= 1:
+        return several[0] if several else ()
+    return tuple(dict.fromkeys(finding for findings in several for finding in findings))[:_MAX_FINDINGS]
 
 
 def merge_lists(shapes: Iterable[Shape]) -> tuple[Shape, ...]:

@@ -84,6 +84,12 @@ FAMILIES = [
         ("[TOOL_CALLS]", "[ARGS]"),
     ),
     Family(
+        mistral.CALLS_WITH_ID,
+        "[TOOL_CALLS] [CALL_ID] [ARGS]",
+        '[TOOL_CALLS]get_weather[CALL_ID]a1B2c3D4e[ARGS]{"city": "Rome", "days": 3}'
+        '[TOOL_CALLS]get_weather[CALL_ID]000000001[ARGS]{"city": "Oslo"}',
+    ),
+    Family(
         deepseek.FENCED,
         "<｜tool▁calls▁begin｜> ```json",
         "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n"

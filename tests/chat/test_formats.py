@@ -150,9 +150,24 @@ def test_templates_get_ids_that_they_accept(family: Family) -> None:
         assert format.template_id("call_a") != format.template_id("call_b")
 
 
-def test_kimis_ids_are_in_the_text() -> None:
+def test_some_texts_have_ids() -> None:
     family = next(family for family in FAMILIES if family.format is kimi.KIMI)
     assert read(family, family.text).ids == ("functions.get_weather:0", "functions.get_weather:1")
+    family = next(family for family in FAMILIES if family.format is mistral.CALLS_WITH_ID)
+    assert read(family, family.text).ids == ("a1B2c3D4e", "000000001")
+
+
+def test_families_that_share_tokens_are_told_apart() -> None:
+    def found(template: str, *tokens: str, kind: str = "") -> str:
+        return tools.find(ModelInfo("m", kind, template, frozenset(tokens))).name
+
+    assert found("", "[TOOL_CALLS]", "[ARGS]") == "mistral"
+    assert found("[TOOL_CALLS] [", "[TOOL_CALLS]", "[ARGS]") == "mistral-list"
+    assert found("<tool_call>", "<|tool_call|>", kind="granite") == "hermes"
+    assert found('{"name": function name, "parameters": dictionary', "<|python_tag|>", kind="llama4_text") == "llama"
+    assert found("", kind="llama4_text") == "llama-pythonic"
+    assert found("", kind="gpt_oss") == "harmony"
+    assert found("") == "hermes"
 
 
 def test_harmony_channels() -> None:

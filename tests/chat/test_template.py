@@ -109,7 +109,8 @@ def test_ids_of_calls_are_as_the_family_wants_them() -> None:
     """Mistral's templates refuse ids of other lengths, which a history from elsewhere has."""
     template = (
         "{# tools [TOOL_CALLS] #}{% set id = messages[1].tool_calls[0].id %}"
-        "{% if id | length != 9 or messages[2] and messages[2].tool_call_id != id %}{{ raise_exception('bad id') }}{% endif %}"
+        "{% if id | length != 9 or messages[2] and messages[2].tool_call_id != id %}"
+        "{{ raise_exception('bad id') }}{% endif %}"
         "{{ messages[1].tool_calls[0].function.arguments | tojson }}"
     )
     assert render(template, HISTORY, tools=[LOOK]) == '{"at": "é"}'

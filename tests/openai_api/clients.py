@@ -167,7 +167,8 @@ class Served:
             found = {name.lower(): value for name, value in response.getheaders()}
         finally:
             connection.close()
-        parsed = json.loads(content) if found.get("content-type", "").startswith("application/json") else content
+        is_json = content and found.get("content-type", "").startswith("application/json")
+        parsed = json.loads(content) if is_json else content
         return response.status, found, parsed
 
     def post(self, path: str, body: Any, **rest: Any) -> Any:

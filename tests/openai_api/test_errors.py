@@ -49,6 +49,7 @@ CHAT: list[tuple[dict[str, Any], str | None, str, str]] = [
     ({"stop": ["x"] * 50}, "stop", "invalid_value", "32"),
     ({"stop": 3}, "stop", "invalid_type", ""),
     ({"logit_bias": {"999999": 1}}, "logit_bias", "invalid_value", "999999"),
+    ({"logit_bias": {"5": 101}}, "logit_bias", "invalid_value", "100"),
     ({"logit_bias": {"a": 1}}, "logit_bias", "invalid_value", "a"),
     ({"top_logprobs": 3}, "top_logprobs", "invalid_value", "logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value", "20"),

@@ -18,7 +18,7 @@ Schemas = Mapping[str, Mapping[str, Any]]
 """Tool name → JSON schema of its arguments, an object."""
 
 INDEX = "\0"
-"""Stands for a number in a `Layout`."""
+"""Stands for a number or id in a `Layout`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +124,7 @@ class Layout:
     Attributes:
         opens: before the first call; the first is what `ToolFormat.write` writes, all are allowed.
         trigger: what of ``open + begin`` is enough to know that a call has begun.
+        index_width: letters and digits of each `INDEX` in ``begin`` or ``middle``; 0 for a number of any length.
     """
 
     begin: str
@@ -133,6 +134,7 @@ class Layout:
     opens: tuple[str, ...] = ("",)
     separator: str = ""
     close: str = ""
+    index_width: int = 0
 
     @property
     def is_section(self) -> bool:

@@ -24,4 +24,5 @@ GRANITE = LaidOutFormat(
 
 def find(model: ModelInfo) -> ToolFormat | None:
     granite = model.model_type.startswith("granite") or "<|start_of_role|>" in model.chat_template
-    return GRANITE if granite and model.mentions(TRIGGER) else None
+    shown: str | frozenset[str] = model.chat_template or model.added_tokens
+    return GRANITE if granite and TRIGGER in shown else None

@@ -89,7 +89,9 @@ class LaidOutFormat:
 
     def _tag(self, name: str, schema: Mapping[str, Any]) -> Node:
         first, *rest = f"{self.layout.begin}{name}{self.layout.middle}".split(INDEX)
-        numbered = [part for text in rest for part in (regex("[0-9]+"), text)]
+        width = self.layout.index_width
+        index = regex(f"[0-9a-zA-Z]{{{width}}}" if width else "[0-9]+")
+        numbered = [part for text in rest for part in (index, text)]
         return tag(first, sequence(*numbered, self.arguments(schema)), self.layout.end)
 
     # -- text ----------------------------------------------------------------------------------------------------
@@ -97,7 +99,9 @@ class LaidOutFormat:
     def write(self, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
         layout = self.layout
         written = [
-            f"{layout.begin}{name}{layout.middle}".replace(INDEX, str(index)) + self.spell(arguments) + layout.end
+            f"{layout.begin}{name}{layout.middle}".replace(INDEX, f"{index:0{layout.index_width}}")
+            + self.spell(arguments)
+            + layout.end
             for index, (name, arguments) in enumerate(calls)
         ]
         return layout.opens[0] + layout.separator.join(written) + layout.close
@@ -106,7 +110,7 @@ class LaidOutFormat:
         return LaidOutParser(self, tools)
 
     def call_id(self, name: str, index: str) -> str | None:
-        """The id of a call that the text numbers, if it is one."""
+        """The id of a call whose text has this `INDEX`."""
         return None
 
     def new_id(self) -> str:

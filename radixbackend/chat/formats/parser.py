@@ -60,7 +60,7 @@ class Pattern:
                     name = _known_name(text, at, names)
                     at += len(name)
                 elif atom == INDEX:
-                    index = _digits(text, at)
+                    index = _word(text, at)
                     at += len(index)
                 elif atom.isspace():
                     at = _skip_space(text, at)
@@ -99,9 +99,9 @@ def _known_name(text: str, at: int, names: Schemas) -> str:
     return found
 
 
-def _digits(text: str, at: int) -> str:
+def _word(text: str, at: int) -> str:
     end = at
-    while end < len(text) and text[end].isdecimal():
+    while end < len(text) and text[end].isalnum():
         end += 1
     if end == len(text):
         raise NotYetError

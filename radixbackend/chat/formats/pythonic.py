@@ -167,4 +167,6 @@ LFM = PythonicFormat(
 def find(model: ModelInfo) -> ToolFormat | None:
     if model.mentions("<|tool_call_start|>"):
         return LFM
+    if '"parameters": dictionary' in model.chat_template:  # Llama's own templates ask for JSON
+        return None
     return LLAMA if "func_name1(" in model.chat_template or model.model_type.startswith("llama4") else None

@@ -12,7 +12,7 @@ from typing import Any
 
 from radixbackend.engine.grammar.tokens import TokenTable
 
-SPELLINGS_KEPT = 4096
+SPELLINGS_KEPT = 1024
 
 
 class Speller:

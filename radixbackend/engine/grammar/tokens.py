@@ -10,69 +10,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from radixbackend.engine.grammar.base import Vocabulary
+from radixbackend.token_bytes import token_contents
 
 Row = NDArray[np.int32]
 """One row of a mask: bit ``token % 32`` of word ``token // 32``."""
 
 LONGEST_SPELLED = 24  # bytes of a token that `TokenTable.spell` looks up at most
 SPELLINGS_KEPT = 4096
-
-
-def _byte_level_alphabet() -> dict[str, int]:
-    """Characters that byte-level BPE vocabularies write for bytes: printable Latin-1 as it is, the rest from 256."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-def _is_byte_piece(piece: str) -> bool:
-    return len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")
-
-
-def _decoder(pieces: Collection[str]) -> Any:
-    """How this vocabulary writes bytes, told by the vocabulary itself: a function from a piece to its bytes."""
-    alphabet = _byte_level_alphabet()
-    if sum(char in pieces for char in alphabet) >= 200:
-
-        def byte_level(piece: str) -> bytes:
-            codes = [alphabet.get(char) for char in piece]
-            return piece.encode() if None in codes else bytes(code for code in codes if code is not None)
-
-        return byte_level
-
-    def pieces_of_text(piece: str) -> bytes:
-        if _is_byte_piece(piece):
-            return bytes([int(piece[3:5], 16)])
-        return piece.replace("\u2581", " ").encode("utf-8", "replace")
-
-    return pieces_of_text
-
-
-def _contents(tokenizer: Any) -> tuple[dict[int, bytes], dict[int, bytes]]:
-    """Bytes of the ordinary and of the special tokens, by id."""
-    vocabulary: dict[str, int] = tokenizer.get_vocab()
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    special = set(tokenizer.all_special_ids) | {token for token, entry in added.items() if entry.special}
-    decode = _decoder(vocabulary)
-    texts: dict[int, bytes] = {}
-    for piece, token in vocabulary.items():
-        texts[token] = piece.encode() if token in added or token in special else decode(piece)
-    return (
-        {token: text for token, text in texts.items() if token not in special},
-        {token: text for token, text in texts.items() if token in special},
-    )
-
-
-def token_bytes(tokenizer: Any) -> dict[int, bytes]:
-    """Bytes of every token by id, special ones included (0.2 s for 128k tokens)."""
-    ordinary, special = _contents(tokenizer)
-    return ordinary | special
 
 
 def _row(size: int, tokens: Iterable[int]) -> Row:
@@ -153,7 +102,7 @@ class TokenTable:
     @classmethod
     def of(cls, vocabulary: Vocabulary) -> TokenTable:
         """Read the tokenizer (0.2 s for 128k tokens)."""
-        ordinary, special = _contents(vocabulary.tokenizer)
+        ordinary, special = token_contents(vocabulary.tokenizer)
         texts = [ordinary.get(token, b"") for token in range(vocabulary.size)]
         for token in vocabulary.end_tokens:
             if token < vocabulary.size:
