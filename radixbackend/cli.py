@@ -149,8 +149,6 @@ def serve(
     metrics = PrometheusMetrics(model_name=names[0])
     backend = get_backend(model, plugins=[metrics], **dict(_option(text) for text in option or ()))
     print(f"radix: {names[0]} on http://{host}:{port}/v1", file=sys.stderr)
-    if api_key is None and not server.is_loopback(host):
-        print("radix: no --api-key: whoever reaches this machine can use the model", file=sys.stderr)
     server.serve(
         backend,
         host=host,

@@ -254,7 +254,7 @@ class Interruptible:
         left = seconds
         while not self._over.wait(left):
             waiting = self._waiting
-            left = seconds
+            left = seconds if waiting is None else waiting + seconds - time.monotonic()
             if left <= 0:
                 self._interrupt(WaitedTooLong())
                 return

@@ -29,12 +29,10 @@ _STATE = ("previous_response_id", "conversation", "background", "prompt")
 
 class TextWire(Wire):
     format: Json | None = None
-    verbosity: str | None = None
 
 
 class ReasoningWire(Wire):
     effort: str | None = None
-    summary: str | None = None
 
 
 class ResponsesRequest(SamplingWire):

@@ -14,9 +14,9 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from radixbackend.errors import ConstraintError
 from radixbackend.structured.metaschema import children, first_fault, token
@@ -32,6 +32,10 @@ MAX_ITEMS = 10_000
 MAX_KEYS = 4_000
 """Keys of one object, so ``properties`` of one schema."""
 MAX_PATTERN = 8_192
+MAX_PATTERNS = 1_000
+"""Patterns of one ``patternProperties``."""
+MAX_CHAIN = 200
+"""Schemas inside or behind each other, references followed: grammar compilers recurse that deep on their stack."""
 MAX_DIGITS = 308
 
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
@@ -148,6 +152,8 @@ class Document:
         self._subschemas: dict[int, Subschema] = {}
         self._reach()
         self._refuse_endless()
+        if isinstance(self.root, dict) and depth_of(self.subschema(self.root), self._inside) > MAX_CHAIN:
+            raise ConstraintError(f"the schema's references chain deeper than {MAX_CHAIN} levels")
 
     @property
     def subschemas(self) -> tuple[Subschema, ...]:
@@ -221,6 +227,18 @@ class Document:
                 if isinstance(child, dict) and path.split("/")[1] in _IN_PLACE:
                     yield self.subschema(child), sub.pointer + path
 
+    def _inside(self, sub: Subschema) -> Iterator[Subschema]:
+        """Every subschema that ``sub`` holds or refers to."""
+        for keyword in _REFERENCES:
+            if isinstance(sub.schema.get(keyword), str):
+                target = self.resolve(sub, keyword)
+                if isinstance(target, dict):
+                    yield self.subschema(target)
+        if not self.overrides_siblings(sub):
+            for _, child in children(sub.schema, self.draft, definitions=False):
+                if isinstance(child, dict):
+                    yield self.subschema(child)
+
     def overrides_siblings(self, sub: Subschema) -> bool:
         """Whether the drafts up to 7 ignore everything beside this subschema's ``$ref``."""
         return self.draft <= 7 and isinstance(sub.schema.get("$ref"), str)
@@ -239,6 +257,23 @@ class Document:
         return found.contents, found.resolver
 
 
+_Item = TypeVar("_Item", bound=Hashable)
+
+
+def depth_of(root: _Item, inside: Callable[[_Item], Iterable[_Item]]) -> int:
+    """How deep a compiler recurses that enters every item once, in order."""
+    entered: set[_Item] = set()
+    deepest = 0
+    todo = [(root, 1)]
+    while todo:
+        item, depth = todo.pop()
+        if item not in entered:
+            entered.add(item)
+            deepest = max(deepest, depth)
+            todo.extend((other, depth + 1) for other in reversed(list(inside(item))))
+    return deepest
+
+
 @contextlib.contextmanager
 def _usable_id(pointer: str) -> Iterator[None]:
     try:
@@ -251,6 +286,9 @@ def _check_patterns(sub: Subschema) -> None:
     schema = sub.schema
     places = [("/pattern", schema["pattern"])] if isinstance(schema.get("pattern"), str) else []
     if isinstance(schema.get("patternProperties"), dict):
+        if len(schema["patternProperties"]) > MAX_PATTERNS:
+            pointer = sub.pointer + "/patternProperties"
+            raise ConstraintError(f"{pointer} has more than {MAX_PATTERNS:,} patterns", pointer=pointer)
         places += [("/patternProperties" + token(pattern), pattern) for pattern in schema["patternProperties"]]
     for path, pattern in places:
         if len(pattern) > MAX_PATTERN:

@@ -10,6 +10,7 @@ Must not know: how a backend writes grammars.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NoReturn
@@ -161,15 +162,32 @@ class _Reader:
         return optional
 
 
-def _ending(rules: dict[str, _Part]) -> set[str]:
-    """The rules that some finite text fits: a least fixed point."""
-    ending: set[str] = set()
-
-    def ends(part: str | _Part) -> bool:
-        if isinstance(part, str):
-            return part in ending
-        return any(all(map(ends, option)) for option in part.options)
-
-    while found := {name for name, part in rules.items() if name not in ending and ends(part)}:
-        ending |= found
+def _ending(rules: dict[str, _Part]) -> set[str | int]:
+    """The rules that some finite text fits, and the ids of the parts: a least fixed point, linear in the grammar."""
+    owners: list[str | int] = []  # by option: what ends as soon as that option does
+    missing: list[int] = []  # by option: how many of its needs are not known to end
+    waiting: defaultdict[str | int, list[int]] = defaultdict(list)
+    ready: list[str | int] = []
+    todo: list[tuple[str | int, _Part]] = list(rules.items())
+    while todo:
+        owner, part = todo.pop()
+        for option in part.options:
+            for need in option:
+                waiting[need if isinstance(need, str) else id(need)].append(len(owners))
+                if isinstance(need, _Part):
+                    todo.append((id(need), need))
+            owners.append(owner)
+            missing.append(len(option))
+            if not option:
+                ready.append(owner)
+    ending: set[str | int] = set()
+    while ready:
+        owner = ready.pop()
+        if owner in ending:
+            continue
+        ending.add(owner)
+        for index in waiting[owner]:
+            missing[index] -= 1
+            if not missing[index]:
+                ready.append(owners[index])
     return ending

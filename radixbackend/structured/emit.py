@@ -18,6 +18,7 @@ from itertools import combinations
 from typing import Any
 
 from radixbackend.errors import ConstraintError
+from radixbackend.structured.document import MAX_CHAIN, depth_of
 from radixbackend.structured.formats import FORMATS, FormatBook
 from radixbackend.structured.language import Language, avoiding
 from radixbackend.structured.normalize import Normalizer, TooComplexError
@@ -80,6 +81,8 @@ class Emitter:
         """The schema, or `ConstraintError` where nothing can fit it."""
         root = self._normalizer.root
         self._collect(root)
+        if depth_of(root, self._nodes_inside) > MAX_CHAIN:
+            raise ConstraintError(f"the schema's references chain deeper than {MAX_CHAIN} levels")
         self._find_possible()
         if root not in self._possible and not isinstance(root, Anything):
             self._refuse(root)
@@ -115,6 +118,11 @@ class Emitter:
                 if self._same[node] == node:
                     todo.extend(child for shape in shapes for child in self._children(shape))
             self._uses[self._same[node]] += 1
+
+    def _nodes_inside(self, node: Node) -> Iterator[Node]:
+        if node in self._heads:
+            node = self._same[node]
+            yield from (child for shape in self._heads[node].shapes for child in self._children(shape))
 
     def _children(self, shape: Shape) -> Iterator[Node]:
         if isinstance(shape, Array):
@@ -359,14 +367,18 @@ class Emitter:
 
     def _patterns(self, shape: Object) -> dict[str, Any]:
         """Patterns that no name matches twice: those that overlap are put together."""
-        groups: list[tuple[list[Language], list[Node]]] = []
+        groups: list[tuple[list[Language], dict[Node, None]]] = []
         share = self._normalizer.algebra.share
         for language, node in shape.patterns:
             touching = [g for g in groups if any(share(language, other) is not False for other in g[0])]
-            groups = [group for group in groups if group not in touching]
-            languages = [one for group in touching for one in group[0]]
-            nodes = [one for group in touching for one in group[1]]
-            groups.append(([*languages, language], list(dict.fromkeys([*nodes, node]))))
+            into = touching[0] if touching else ([], {})
+            for group in touching[1:]:
+                into[0].extend(group[0])
+                into[1].update(group[1])
+            groups = [group for group in groups if not any(group is other for other in touching[1:])]
+            groups.extend(() if touching else (into,))
+            into[0].append(language)
+            into[1][node] = None
         written: dict[str, Any] = {}
         for languages, nodes in groups:
             if len(nodes) > 1:

@@ -206,7 +206,7 @@ FORMATS: dict[str, Format] = {
     "email": Format(_EMAIL, 254, admits=_is_quoted_email),
     "idn-email": Format(rf"{_UTF8_ATEXT}+(?:\.{_UTF8_ATEXT}+)*@{_UTF8_HOSTNAME}", admits=_is_quoted_idn_email),
     "hostname": Format(_HOSTNAME, 253, admits=_is_hostname),
-    "idn-hostname": Format(_UTF8_HOSTNAME, 253, refuses=_is_no_idn_hostname),
+    "idn-hostname": Format(_UTF8_HOSTNAME, 253, admits=_is_hostname, refuses=_is_no_idn_hostname),
     "ipv4": Format(_IPV4),
     "ipv6": Format(_IPV6),
     "uuid": Format(r"[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}"),

@@ -201,7 +201,9 @@ def xgrammar_cost(schema: Any) -> float:
         optional = len(properties) - len(part.get("required", []))
         if part.get("additionalProperties", False) is not False:
             cost += 200.0 * len(properties)
-        cost += 0.01 * optional**2 + 0.02 * len(part.get("enum", ())) + 0.5 * part.get("maxItems", 0)
+        cost += 0.01 * optional**2 + 0.02 * len(part.get("enum", ()))
+        counts = ("minItems", "maxItems", "minProperties", "maxProperties")
+        cost += 0.5 * max(part.get(keyword, 0) for keyword in counts)
         if "maxLength" in part or "minLength" in part:
             cost += 30.0 * max(part.get("minLength", 1), part.get("maxLength", 1))
         if "pattern" in part:

@@ -44,6 +44,7 @@ SCHEMA: Any = {
     "required": ["mood", "score"],
     "additionalProperties": False,
 }
+TAG: Any = {"type": "structural_tag", "format": {"type": "regex", "pattern": "[pq]{3}"}}
 FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "mood", "schema": SCHEMA, "strict": True}}
 
 
@@ -220,6 +221,8 @@ def test_logprobs(client: Client, engine: Engine, recorder: Recorder) -> None:
         ({"structured_outputs": {"choice": ["red", "blue"]}}, "red|blue"),
         ({"structured_outputs": {"grammar": 'root ::= "1" | "2"'}}, "[12]"),
         ({"response_format": FORMAT}, r'\{"mood": "(good|bad)", "score": [123]\}'),
+        ({"structured_outputs": {"structural_tag": TAG}}, "[pq]{3}"),
+        ({"response_format": TAG}, "[pq]{3}"),
         ({"response_format": {"type": "text"}}, None),
     ],
     ids=json.dumps,
@@ -233,8 +236,11 @@ def test_constraints(client: Client, extra: Any, pattern: str | None) -> None:
         assert said.finish_reason == "stop"
 
 
-def test_json_object(client: Client) -> None:
-    said = client.chat("Answer", max_tokens=300, temperature=1.0, seed=3, response_format={"type": "json_object"})
+@pytest.mark.parametrize(
+    "extra", [{"response_format": {"type": "json_object"}}, {"structured_outputs": {"json_object": True}}]
+)
+def test_json_object(client: Client, extra: Any) -> None:
+    said = client.chat("Answer", max_tokens=300, temperature=1.0, seed=3, extra_body=extra)
     if said.choices[0].finish_reason == "stop":
         assert isinstance(json.loads(said.choices[0].message.content), dict)
     assert said.choices[0].message.content.startswith("{")

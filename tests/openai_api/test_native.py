@@ -152,6 +152,17 @@ def test_select_as_the_frontend_does_it(served: Served, engine: Engine) -> None:
         assert [e[1] for e in answer["meta_info"]["input_token_logprobs"]] == [e[1] for e in entries]
 
 
+def test_names_and_places(served: Served, recorder: Recorder) -> None:
+    body: Any = {"sampling_params": {"max_new_tokens": 1}, "priority": 3, "extra_key": "mine"}
+    assert generate(served, text="A", rid="r1", **body)["meta_info"]["id"] == "r1"
+    assert (recorder.asked[-1].priority, recorder.asked[-1].cache_salt) == (3, "mine")
+    named = generate(served, text=["A", "B"], rid=["r1", "r2"], **body)
+    assert [answer["meta_info"]["id"] for answer in named] == ["r1", "r2"]
+    tag = {"type": "structural_tag", "format": {"type": "regex", "pattern": "[pq]{3}"}}
+    shaped = generate(served, text="A", sampling_params={"max_new_tokens": 9, "structural_tag": tag})
+    assert set(shaped["text"]) <= {"p", "q"}
+
+
 def test_infos(served: Served) -> None:
     for path in ("/get_model_info", "/model_info"):
         assert served.send("GET", path)[2]["model_path"] == "tiny"

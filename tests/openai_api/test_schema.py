@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, given, settings
 
 from radixbackend import Engine
 from radixbackend.openai_api.api import Route, routes
+from radixbackend.openai_api.native import NativeSampling
+from radixbackend.openai_api.protocol import StructuredOutputs
 from tests.openai_api.clients import Served, serve
 
 schemathesis = pytest.importorskip("schemathesis")
@@ -50,6 +52,20 @@ def test_document(documented: Any, short: Served, route: Route) -> None:
         case.call_and_validate(checks=CHECKS, timeout=20)
 
     ask()
+
+
+def test_every_field_is_tested_and_documented() -> None:
+    """Sees the name of each field of each request in some test here, and in the documentation."""
+    here = Path(__file__).parent
+    tests = "".join(file.read_text(encoding="utf-8") for file in here.glob("test_*.py"))
+    page = (here.parents[1] / "docs" / "openai.md").read_text(encoding="utf-8")
+    models = {route.wire for route in ROUTES if route.wire is not None}
+    models |= {StructuredOutputs, NativeSampling}
+    for model in models:
+        for name, field in model.model_fields.items():
+            wire_name = field.alias or name
+            assert f'"{wire_name}"' in tests or f"{wire_name}=" in tests, f"{model.__name__}.{wire_name} has no test"
+            assert f"`{wire_name}`" in page, f"{model.__name__}.{wire_name} is not in docs/openai.md"
 
 
 def test_document_is_whole(short: Served) -> None:

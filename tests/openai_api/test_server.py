@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +18,7 @@ import pytest
 
 from radixbackend import Engine
 from radixbackend.metrics import PrometheusMetrics
+from radixbackend.openai_api import server
 from radixbackend.openai_api.server import is_loopback
 from tests.openai_api.clients import Served, serve, until
 
@@ -217,6 +222,16 @@ def test_tokenize(served: Served, engine: Engine) -> None:
     assert chat["count"] == asked["usage"]["prompt_tokens"]
     shorter = served.post("/tokenize", {"messages": CHAT["messages"], "add_generation_prompt": False})
     assert shorter["count"] < chat["count"]
+    last = {"role": "assistant", "content": "Well"}
+    messages = [*CHAT["messages"], last]
+    continued = served.post("/tokenize", {"messages": messages, "continue_final_message": True})
+    text = served.post("/detokenize", {"tokens": continued["tokens"]})["text"]
+    assert text.endswith("Well")
+    opened = served.post("/tokenize", {"messages": messages, "chat_template_kwargs": {"opening": "So"}})
+    assert served.post("/detokenize", {"tokens": opened["tokens"]})["text"].endswith("So")
+    tool = {"type": "function", "function": {"name": "fetch", "parameters": {"type": "object"}}}
+    with_tools = served.post("/tokenize", {"messages": messages, "tools": [tool]})
+    assert "fetch" in served.post("/detokenize", {"tokens": with_tools["tokens"]})["text"]
     back = served.post("/detokenize", {"tokens": tokens})
     assert back["prompt"] == back["text"] == "The weather <|im_end|>"
     assert served.post("/detokenize", {"tokens": tokens, "skip_special_tokens": True})["text"] == "The weather "
@@ -259,6 +274,57 @@ def test_closed_engine(checkpoint: Path) -> None:
         assert served.send("GET", "/health")[0] == 503
         status, headers, body = served.send("POST", PATH, CHAT)
         assert (status, body["error"]["code"], headers["x-should-retry"]) == (503, "engine_closed", "false")
+
+
+def test_command(checkpoint: Path) -> None:
+    """``radix serve`` answers, needs its key, and ends at once and cleanly when told to."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = ["serve", str(checkpoint), "--port", str(port), "--name", "mine"]
+    options = ["-o", "kv_cache_tokens=1024", "-o", "self_check=false"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from radixbackend.cli import main; main()", *arguments, *options],
+        env={**os.environ, "RADIX_API_KEY": KEY},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        served = Served("127.0.0.1", port)
+        until(lambda: process.poll() is not None or _is_up(served), 60)
+        assert served.send("POST", PATH, CHAT)[0] == 401
+        key = {"authorization": f"Bearer {KEY}"}
+        assert served.send("POST", PATH, CHAT, key)[2]["model"] == "mine"
+        assert b'radix:requests_total{model_name="mine"' in served.send("GET", "/metrics", headers=key)[2]
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert "Traceback" not in errors
+    assert f"http://127.0.0.1:{port}/v1" in errors
+    assert process.returncode in (0, -signal.SIGTERM)
+
+
+def _is_up(served: Served) -> bool:
+    try:
+        return served.send("GET", "/health")[0] == 200
+    except OSError:
+        return False
+
+
+def test_a_wide_open_server_warns(engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    class Idle:
+        def run(self) -> None: ...
+
+    closed: list[bool] = []
+    backend: Any = type("Kept", (), {"__getattr__": lambda _, name: getattr(engine, name)})()
+    backend.close = lambda: closed.append(True)
+    monkeypatch.setattr(server, "make_server", lambda *_: Idle())
+    for host, key, warns in (("0.0.0.0", None, True), ("0.0.0.0", "k", False), ("127.0.0.1", None, False)):
+        caplog.clear()
+        server.serve(backend, host=host, api_key=key)
+        assert ("without a key" in caplog.text) is warns
+    assert len(closed) == 3
 
 
 def test_headers(served: Served) -> None:
