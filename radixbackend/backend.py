@@ -53,7 +53,9 @@ class Backend(Protocol):
 
     def astream(self, prompt: GenerationRequest, /, *, timeout: float | None = None) -> AsyncTokenStream: ...
 
-    def embed(self, texts: Prompt | Sequence[Prompt], /, *, dimensions: int | None = None) -> Embeddings: ...
+    def embed(
+        self, texts: Prompt | Sequence[Prompt], /, *, dimensions: int | None = None, timeout: float | None = None
+    ) -> Embeddings: ...
 
     def stats(self) -> EngineStats: ...
 
@@ -108,8 +110,10 @@ class SharedBackend:
     def astream(self, prompt: GenerationRequest, /, *, timeout: float | None = None) -> AsyncTokenStream:
         return self.backend.astream(prompt, timeout=timeout)
 
-    def embed(self, texts: Prompt | Sequence[Prompt], /, *, dimensions: int | None = None) -> Embeddings:
-        return self.backend.embed(texts, dimensions=dimensions)
+    def embed(
+        self, texts: Prompt | Sequence[Prompt], /, *, dimensions: int | None = None, timeout: float | None = None
+    ) -> Embeddings:
+        return self.backend.embed(texts, dimensions=dimensions, timeout=timeout)
 
     def stats(self) -> EngineStats:
         return self.backend.stats()

@@ -133,7 +133,7 @@ def serve(
     name: Annotated[
         list[str] | None, typer.Option(help="What clients call the model; repeatable. By default its own name.")
     ] = None,
-    max_body: Annotated[int, typer.Option(help="Bytes that the body of a request may have.")] = 32 << 20,
+    max_body: Annotated[int, typer.Option(help="Bytes that the body of a request may have.")] = 16 << 20,
     grace: Annotated[float, typer.Option(help="Seconds that running requests have to finish at the end.")] = 10.0,
     option: Annotated[
         list[str] | None, typer.Option("--option", "-o", help="Engine option as NAME=VALUE; repeatable.")

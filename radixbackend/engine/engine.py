@@ -203,7 +203,9 @@ class Engine:
             functools.partial(_admit, parts, asked), timeout, lambda intake: _abandon(parts, [intake])
         )
 
-    def embed(self, texts: Prompt | Sequence[Prompt], *, dimensions: int | None = None) -> Embeddings:
+    def embed(
+        self, texts: Prompt | Sequence[Prompt], *, dimensions: int | None = None, timeout: float | None = None
+    ) -> Embeddings:
         """A vector for each text (or list of token ids), pooled and normalized as the checkpoint says.
 
         Computed one by one between the steps that answer requests; without files of sentence-transformers a vector
@@ -211,16 +213,22 @@ class Engine:
 
         Args:
             dimensions: keep only the first so many (for models that were trained for it).
+            timeout: seconds for all of them.
 
         Raises:
-            InvalidRequestError, UnsupportedModelError, EngineClosedError
+            InvalidRequestError, UnsupportedModelError, RequestTimeoutError, EngineClosedError
         """
         parts = self._parts
         inputs = texts if _is_many(texts) else [texts]
         prompts = [parts.desk.encode(_one(text, None, None, 0, None).prompt) for text in inputs]  # type: ignore[arg-type]
-        vectors = [
-            parts.loop.call(functools.partial(parts.embedder.vector, prompt, dimensions)).result() for prompt in prompts
-        ]
+        deadline = Deadline(timeout)
+        vectors = []
+        for prompt in prompts:
+            future = parts.loop.call(functools.partial(parts.embedder.vector, prompt, dimensions))
+            try:
+                vectors.append(future.result(deadline.left()))
+            except TimeoutError:
+                raise deadline.passed() from None
         return Embeddings(tuple(vectors), sum(map(len, prompts)))
 
     # -- the cache -----------------------------------------------------------------------------------------------

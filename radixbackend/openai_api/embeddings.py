@@ -19,7 +19,6 @@ MOST_INPUTS = 2048
 
 
 async def create(asked: EmbeddingRequest, served: Served, face: Face) -> dict[str, Any]:
-    backend = served.backend
     inputs = prompt_list(asked.input)
     if len(inputs) > MOST_INPUTS:
         raise ApiError(
@@ -28,7 +27,7 @@ async def create(asked: EmbeddingRequest, served: Served, face: Face) -> dict[st
     for tokens in inputs:
         if not isinstance(tokens, str):
             served.check_length(len(tokens))
-    found = await face.call(lambda: backend.embed(inputs, dimensions=asked.dimensions))
+    found = await face.embed(inputs, asked.dimensions)
     encode = _base64 if asked.encoding_format == "base64" else _floats
     return {
         "object": "list",

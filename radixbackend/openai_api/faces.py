@@ -18,7 +18,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from radixbackend.errors import RequestAbortedError, RequestTimeoutError
-from radixbackend.types import Choice, GenerationRequest, GenerationResult, TokenEvent, TokenLogprob, Usage
+from radixbackend.types import (
+    Choice,
+    Embeddings,
+    GenerationRequest,
+    GenerationResult,
+    Prompt,
+    TokenEvent,
+    TokenLogprob,
+    Usage,
+)
 
 if TYPE_CHECKING:
     from radixbackend.chat.request import ChatDelta, ChatRequest, ChatResult
@@ -50,6 +59,8 @@ class Face(Protocol):
 
     def stream(self, asked: Sequence[GenerationRequest]) -> AsyncGenerator[tuple[int, TokenEvent]]:
         """The events of all of these as they come, each with the index of its request."""
+
+    async def embed(self, texts: Sequence[Prompt], dimensions: int | None) -> Embeddings: ...
 
     async def call(self, function: Callable[[], T]) -> T:
         """Run something slow without holding up anybody else."""
@@ -93,8 +104,23 @@ class LoopFace:
     async def generate(self, asked: Sequence[GenerationRequest]) -> list[GenerationResult]:
         if len(asked) == 1:
             return [await self._patiently(self.served.backend.agenerate(asked[0]))]
+        results: list[GenerationResult] = await self._patiently(self._gather(asked))
+        return results
+
+    async def _gather(self, asked: Sequence[GenerationRequest]) -> list[GenerationResult]:
         async with contextlib.aclosing(self.stream(asked)) as events:
             return await collect(asked, events)
+
+    async def embed(self, texts: Sequence[Prompt], dimensions: int | None) -> Embeddings:
+        result: Embeddings = await self._patiently(self._embed(texts, dimensions))
+        return result
+
+    async def _embed(self, texts: Sequence[Prompt], dimensions: int | None) -> Embeddings:
+        """One by one, so that a caller who leaves is not worked for any longer."""
+        embed = self.served.backend.embed
+        parts = [await asyncio.to_thread(embed, text, dimensions=dimensions) for text in texts]
+        vectors = tuple(vector for part in parts for vector in part.vectors)
+        return Embeddings(vectors, sum(part.prompt_tokens for part in parts))
 
     async def stream(self, asked: Sequence[GenerationRequest]) -> AsyncGenerator[tuple[int, TokenEvent]]:
         if len(asked) == 1:
@@ -189,11 +215,20 @@ class BlockingFace:
         if len(asked) == 1:
             with _timeouts():
                 return [self.served.backend.generate(asked[0], timeout=self.timeout)]
-        async with contextlib.aclosing(self.stream(asked)) as events:
+        async with contextlib.aclosing(self._events(asked, whole=True)) as events:
             return await collect(asked, events)
 
-    async def stream(self, asked: Sequence[GenerationRequest]) -> AsyncGenerator[tuple[int, TokenEvent]]:
-        with contextlib.ExitStack() as stack, Interruptible(stack.close, self.timeout) as reading:
+    async def embed(self, texts: Sequence[Prompt], dimensions: int | None) -> Embeddings:
+        with _timeouts():
+            return self.served.backend.embed(texts, dimensions=dimensions, timeout=self.timeout)
+
+    def stream(self, asked: Sequence[GenerationRequest]) -> AsyncGenerator[tuple[int, TokenEvent]]:
+        return self._events(asked, whole=False)
+
+    async def _events(
+        self, asked: Sequence[GenerationRequest], *, whole: bool
+    ) -> AsyncGenerator[tuple[int, TokenEvent]]:
+        with contextlib.ExitStack() as stack, Interruptible(stack.close, self.timeout, whole=whole) as reading:
             # Opened before any is read, so that they run in one batch, which serves them at one pace.
             self.abort = reading.abort
             live = {i: stack.enter_context(self.served.backend.stream(request)) for i, request in enumerate(asked)}
@@ -212,16 +247,20 @@ class Interruptible:
     """A stream being read that others may close: whoever aborts it, and a timeout while its reader waits.
 
     ``close`` must be safe to call from any thread. The timeout's thread sleeps, and there is none without one.
+    ``whole``: the timeout is for all of the stream, not for each item.
     """
 
-    def __init__(self, close: Callable[[], None], seconds: float | None) -> None:
+    def __init__(self, close: Callable[[], None], seconds: float | None, *, whole: bool = False) -> None:
         self._close = close
         self._seconds = seconds
+        self._whole = whole
         self._waiting: float | None = None  # since when
         self._over = threading.Event()
         self._reason: Exception | None = None
 
     def __enter__(self) -> Self:
+        if self._whole:
+            self._waiting = time.monotonic()
         if self._seconds is not None:
             threading.Thread(target=self._watch, args=(self._seconds,), name="radix-timeout", daemon=True).start()
         return self
@@ -231,14 +270,16 @@ class Interruptible:
 
     def next(self, items: Iterator[T]) -> T | None:
         """The next item, None at the end; raises why it was closed, which may look like an end, too."""
-        self._waiting = time.monotonic()
+        if not self._whole:
+            self._waiting = time.monotonic()
         try:
             item = next(items, None)
         except Exception:
             if self._reason is None:
                 raise
         finally:
-            self._waiting = None
+            if not self._whole:
+                self._waiting = None
         if self._reason is not None:
             raise self._reason
         return item

@@ -19,11 +19,13 @@ from radixbackend.openai_api.faults import ApiError
 from radixbackend.openai_api.protocol import (
     MOST_CHOICES,
     MOST_LOGPROBS,
-    Bias,
     Json,
+    Many,
     Penalty,
     RepetitionPenalty,
+    Tokens,
     Wire,
+    checked_bias,
     checked_stops,
     one_constraint,
     prompt_list,
@@ -65,12 +67,12 @@ class NativeSampling(Wire):
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     repetition_penalty: RepetitionPenalty | None = None
-    logit_bias: dict[str, Bias] | None = None
+    logit_bias: Json | None = None
     seed: int | None = None
     sampling_seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    stop_regex: str | list[str] | None = None
+    stop: str | Many[str] | None = None
+    stop_token_ids: Many[int] | None = None
+    stop_regex: str | Many[str] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     no_stop_trim: bool | None = None
@@ -87,6 +89,7 @@ class NativeSampling(Wire):
         constraints = {"json_schema", "regex", "ebnf", "structural_tag", "stop_regex"}
         given = {name: getattr(self, name) for name in type(self).model_fields if name not in constraints}
         given["stop"] = checked_stops(self.stop)
+        given["logit_bias"] = checked_bias(self.logit_bias)
         given["top_k"] = None if self.top_k is None else max(self.top_k, 0)
         given["max_new_tokens"] = NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens
         given["seed"] = self.seed if self.sampling_seed is None else self.sampling_seed
@@ -116,15 +119,15 @@ class NativeSampling(Wire):
 class GenerateRequest(Wire):
     """POST /generate."""
 
-    text: str | list[str] | None = None
-    input_ids: list[int] | list[list[int]] | None = None
-    sampling_params: NativeSampling | list[NativeSampling] | None = None
-    return_logprob: bool | list[bool] | None = None
-    logprob_start_len: int | list[int] | None = None
-    top_logprobs_num: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | list[int] | None = None
+    text: str | Many[str] | None = None
+    input_ids: Tokens | Many[Tokens] | None = None
+    sampling_params: NativeSampling | Many[NativeSampling] | None = None
+    return_logprob: bool | Many[bool] | None = None
+    logprob_start_len: int | Many[int] | None = None
+    top_logprobs_num: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | Many[int] | None = None
     return_text_in_logprobs: bool | None = None
     stream: bool | None = None
-    rid: str | list[str] | None = None
+    rid: str | Many[str] | None = None
     image_data: Any = None
     priority: int | None = None
     extra_key: str | None = None

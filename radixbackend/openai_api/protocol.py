@@ -28,13 +28,18 @@ MOST_LOGPROBS = 20
 COMPLETION_TOKENS = 16
 """OpenAI's default of ``max_tokens`` for completions."""
 
-# Beyond these a few tokens would make logits infinite; the first two are OpenAI's bounds.
+# Beyond these a few tokens would make logits infinite; most are OpenAI's bounds.
+MOST_BIAS = 100
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-Bias = Annotated[float, Field(ge=-100, le=100)]
 RepetitionPenalty = Annotated[float, Field(ge=0.01, le=100)]
 
 Json = dict[str, Any]
+T = TypeVar("T")
 W = TypeVar("W", bound="Wire")
+
+# One wrong entry is enough to say: a list of a million wrong ones would otherwise give a million errors.
+Many = Annotated[list[T], Field(fail_fast=True, max_length=1 << 16)]
+Tokens = Annotated[list[int], Field(fail_fast=True, max_length=1 << 21)]
 
 
 class Wire(BaseModel):
@@ -83,7 +88,7 @@ class StructuredOutputs(Wire):
     json_: Json | str | bool | None = Field(None, alias="json")
     json_object: bool | None = None
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: Many[str] | None = None
     grammar: str | None = None
     structural_tag: Json | str | None = None
 
@@ -121,10 +126,10 @@ class SamplingWire(Wire):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: str | list[str] | None = None
+    stop: str | Many[str] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    logit_bias: dict[str, Bias] | None = None
+    logit_bias: Json | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     # what SGLang and vLLM take beyond OpenAI
@@ -132,7 +137,7 @@ class SamplingWire(Wire):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     repetition_penalty: RepetitionPenalty | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: Many[int] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
@@ -159,7 +164,7 @@ class SamplingWire(Wire):
             "stop": checked_stops(self.stop),
             "frequency_penalty": self.frequency_penalty,
             "presence_penalty": self.presence_penalty,
-            "logit_bias": self.logit_bias,
+            "logit_bias": checked_bias(self.logit_bias),
             "top_k": None if self.top_k is None else max(self.top_k, 0),
             "min_p": self.min_p,
             "min_tokens": self.min_tokens,
@@ -214,17 +219,29 @@ def checked_stops(stop: str | list[str] | None) -> tuple[str, ...] | None:
     return stops
 
 
+def checked_bias(bias: Json | None) -> dict[str, float] | None:
+    """Biases within bounds. Not the model's to check, since it would tell all that is wrong of a million of them."""
+    if bias is None:
+        return None
+    for token, amount in bias.items():
+        number = isinstance(amount, int | float) and not isinstance(amount, bool)
+        if not token.isdecimal() or not number or abs(amount) > MOST_BIAS:
+            message = f"'logit_bias' maps token ids to numbers from -{MOST_BIAS} to {MOST_BIAS}, not {token!r}."
+            raise ApiError(400, message, code="invalid_value", param="logit_bias")
+    return bias
+
+
 class ChatCompletionRequest(SamplingWire):
     """POST /v1/chat/completions."""
 
-    messages: list[Json]
+    messages: Many[Json]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
-    tools: list[Json] | None = None
+    tools: Many[Json] | None = None
     tool_choice: str | Json | None = None
     parallel_tool_calls: bool | None = None
-    functions: list[Any] | None = None
+    functions: Any = None
     function_call: Any = None
     reasoning_effort: str | None = None
     chat_template_kwargs: Json | None = None
@@ -275,7 +292,7 @@ class ChatCompletionRequest(SamplingWire):
         }
 
 
-Prompts = str | list[str] | list[int] | list[list[int]]
+Prompts = str | Many[str] | Tokens | Many[Tokens]
 
 
 class CompletionRequest(SamplingWire):
@@ -335,8 +352,8 @@ class TokenizeRequest(Wire):
     model: str | None = None
     prompt: str | None = None
     add_special_tokens: bool | None = None
-    messages: list[Json] | None = None
-    tools: list[Json] | None = None
+    messages: Many[Json] | None = None
+    tools: Many[Json] | None = None
     chat_template_kwargs: Json | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -362,6 +379,6 @@ class TokenizeRequest(Wire):
 class DetokenizeRequest(Wire):
     """POST /detokenize."""
 
-    tokens: list[int]
+    tokens: Tokens
     model: str | None = None
     skip_special_tokens: bool | None = None

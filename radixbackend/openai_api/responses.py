@@ -16,7 +16,7 @@ from radixbackend.chat.request import ChatDelta, ChatRequest, ChatResult, Respon
 from radixbackend.errors import InvalidRequestError
 from radixbackend.openai_api.faces import Face, WaitedTooLong
 from radixbackend.openai_api.faults import ApiError, api_error
-from radixbackend.openai_api.protocol import MOST_LOGPROBS, Json, SamplingWire, Wire
+from radixbackend.openai_api.protocol import MOST_LOGPROBS, Json, Many, SamplingWire, Wire
 from radixbackend.openai_api.served import Served
 from radixbackend.openai_api.wire import TokenTexts, chat_logprobs, dumps, new_id, now
 from radixbackend.types import TokenLogprob, Usage
@@ -38,16 +38,16 @@ class ReasoningWire(Wire):
 class ResponsesRequest(SamplingWire):
     """POST /v1/responses."""
 
-    input: str | list[Json]
+    input: str | Many[Json]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     text: TextWire | None = None
-    tools: list[Json] | None = None
+    tools: Many[Json] | None = None
     tool_choice: str | Json | None = None
     parallel_tool_calls: bool | None = None
     reasoning: ReasoningWire | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
-    include: list[str] | None = None
+    include: Many[str] | None = None
     metadata: Json | None = None
     chat_template_kwargs: Json | None = None
     previous_response_id: str | None = None

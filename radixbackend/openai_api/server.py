@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_BODY = 32 << 20
+MAX_BODY = 16 << 20
 """Bytes of a request's body."""
 
 BODY_SECONDS = 60.0

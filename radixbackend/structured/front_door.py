@@ -25,7 +25,7 @@ from radixbackend.structured.formats import FormatBook
 from radixbackend.structured.language import Language, SlowMatchError, strip_anchors
 from radixbackend.structured.lint import lint_xgrammar, llguidance_refusal, xgrammar_cost
 from radixbackend.structured.normalize import Normalizer, TooComplexError
-from radixbackend.structured.pattern import PatternError, parse
+from radixbackend.structured.pattern import NOTHING, PatternError, parse
 from radixbackend.structured.report import CoverageReport, Finding
 from radixbackend.structured.validation import Validate
 from radixbackend.types import Constraint
@@ -236,7 +236,7 @@ def _judge_regex(constraint: Constraint, prefer: str) -> CheckedConstraint:
     except PatternError as fault:
         message = f"the pattern is refused at @{fault.position}: {fault}"
         raise ConstraintError(message, pointer=f"@{fault.position}") from fault
-    if language.text == "[^\\s\\S]":
+    if language.tree == NOTHING:
         raise ConstraintError("nothing can match this pattern", pointer="@0")
     compiled = replace(constraint, source=language.text)
     return _enforced(compiled, _route(prefer), validation.regex_validator(language))

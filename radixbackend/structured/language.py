@@ -10,6 +10,7 @@ Must not know: JSON Schema, which backend supports what.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -64,11 +65,9 @@ def whole(node: Node) -> Node:
         if body == EMPTY and before and after:
             after = []
         options.append(_sequence([*before, body, *after]))
-    if not options:
-        return NOTHING
     if any(_is_any_text(option) for option in options):
         return ANY_TEXT
-    return options[0] if len(options) == 1 else Either(tuple(options))
+    return _prune(Either(tuple(options)))
 
 
 def _is_any_text(node: Node) -> bool:
@@ -80,10 +79,27 @@ def strip_anchors(node: Node) -> Node:
     """The whole-match tree of a pattern that must match the whole text anyway: its outer anchors say nothing."""
     if obstacle := first_obstacle(node):
         raise PatternError(f"{obstacle[0]} cannot be enforced by a grammar", obstacle[1])
-    bodies = [body for _, body, _ in _branches(node)]
-    if not bodies:
-        return NOTHING
-    return bodies[0] if len(bodies) == 1 else Either(tuple(bodies))
+    return _prune(Either(tuple(body for _, body, _ in _branches(node))))
+
+
+def _prune(node: Node) -> Node:
+    """The same without the parts that match nothing; `NOTHING` if that is all of it."""
+    match node:
+        case Sequence(items):
+            pruned = tuple(map(_prune, items))
+            return NOTHING if NOTHING in pruned else _sequence(pruned)
+        case Either(options):
+            kept = tuple(option for option in map(_prune, options) if option != NOTHING)
+            return Either(kept) if len(kept) > 1 else kept[0] if kept else NOTHING
+        case Repeat(item=item, low=low):
+            pruned_item = _prune(item)
+            if pruned_item == NOTHING:
+                return EMPTY if low == 0 else NOTHING
+            return replace(node, item=pruned_item)
+        case Group(item=item):
+            return _prune(item)
+        case _:
+            return node
 
 
 def _sequence(items: Iterable[Node]) -> Node:
@@ -237,7 +253,7 @@ def _render_chars(node: Chars) -> str:
     if not node.properties and node.ranges == ANYTHING.ranges:
         return r"[\s\S]"
     if not node.properties and not node.ranges:
-        return r"[^\s\S]"
+        return "(?!)"  # in Python; whole-match trees have no such part unless they match nothing at all
     if not node.properties and len(node.ranges) == 1 and node.ranges[0][0] == node.ranges[0][1]:
         return _render_char(node.ranges[0][0])
     negated, ranges = node.negated, node.ranges

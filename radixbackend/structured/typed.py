@@ -16,9 +16,9 @@ from typing import Any, Protocol
 from radixbackend.structured.algebra import Algebra
 from radixbackend.structured.document import Subschema
 from radixbackend.structured.formats import FORMATS, FormatBook
-from radixbackend.structured.language import ANY_TEXT, Language, avoiding, languages, words
+from radixbackend.structured.language import ANY_TEXT, Language, avoiding, languages
 from radixbackend.structured.metaschema import token
-from radixbackend.structured.pattern import ANYTHING, PatternError, Repeat, parse
+from radixbackend.structured.pattern import ANYTHING, NOTHING, PatternError, Repeat, parse
 from radixbackend.structured.report import Finding
 from radixbackend.structured.shapes import (
     ANY,
@@ -110,7 +110,7 @@ class TypedKeywords:
         if "pattern" in schema:
             try:
                 matched = [language for language in languages(parse(schema["pattern"])) if language.tree != ANY_TEXT]
-                if any(words(language.tree, 1) == () for language in matched):
+                if any(language.tree == NOTHING for language in matched):
                     return Head((), never=Never(sub.pointer + "/pattern", "the pattern matches no text"))
             except PatternError as fault:
                 findings.append(Finding(sub.pointer + "/pattern", "pattern", str(fault)))
@@ -186,7 +186,8 @@ class TypedKeywords:
             except PatternError as fault:
                 findings.append(Finding(place + token(pattern), "patternProperties", str(fault)))
             else:
-                matched.append((language, self._children.node(inner, place + token(pattern))))
+                if language.tree != NOTHING:
+                    matched.append((language, self._children.node(inner, place + token(pattern))))
         return matched
 
     def _additional(self, sub: Subschema, findings: list[Finding]) -> Node:

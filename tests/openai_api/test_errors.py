@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import openai
@@ -51,6 +52,7 @@ CHAT: list[tuple[dict[str, Any], str | None, str, str]] = [
     ({"logit_bias": {"999999": 1}}, "logit_bias", "invalid_value", "999999"),
     ({"logit_bias": {"5": 101}}, "logit_bias", "invalid_value", "100"),
     ({"logit_bias": {"a": 1}}, "logit_bias", "invalid_value", "a"),
+    ({"logit_bias": {"5": "1"}}, "logit_bias", "invalid_value", "5"),
     ({"top_logprobs": 3}, "top_logprobs", "invalid_value", "logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value", "20"),
     ({"stream": "yes"}, "stream", "invalid_type", "boolean"),
@@ -59,6 +61,7 @@ CHAT: list[tuple[dict[str, Any], str | None, str, str]] = [
     ({"tool_choice": "required"}, "tool_choice", "invalid_value", "no tools"),
     ({"tool_choice": "maybe"}, "tool_choice", "invalid_value", "maybe"),
     ({"functions": []}, "functions", "unsupported_parameter", "tools"),
+    ({"function_call": "auto"}, "function_call", "unsupported_parameter", "tools"),
     ({"response_format": {"type": "yaml"}}, "response_format", "invalid_value", "yaml"),
     ({"response_format": {"type": "json_schema"}}, "response_format", "invalid_value", "json_schema"),
     ({"response_format": BAD_SCHEMA}, "response_format", "invalid_constraint", "nonsense"),
@@ -120,6 +123,10 @@ def test_stream_fails_before_it_begins(client: Client) -> None:
         ("embeddings.create", {"input": [3] * 5000}, "input", "context_length_exceeded"),
         ("responses.create", {"input": "a", "previous_response_id": "x"}, "previous_response_id",
          "unsupported_parameter"),
+        ("responses.create", {"input": "a", "conversation": "x"}, "conversation", "unsupported_parameter"),
+        ("responses.create", {"input": "a", "background": True}, "background", "unsupported_parameter"),
+        ("responses.create", {"input": "a", "prompt": {"id": "x"}}, "prompt", "unsupported_parameter"),
+        ("responses.create", {"input": "a", "extra_body": {"n": 2}}, "n", "unsupported_parameter"),
         ("responses.create", {"input": [{"type": "web_search_call"}]}, "input", "invalid_value"),
         ("responses.create", {"input": []}, "input", "invalid_value"),
         ("responses.create", {"input": "a", "max_output_tokens": 0}, "max_output_tokens", "invalid_value"),
@@ -241,7 +248,7 @@ FAULTS = [
 @pytest.mark.parametrize("kind", ["local", "local-async", "http", "http-async"])
 def test_engine_faults(kind: str, fault: Exception, status: int, code: str, engine: Any, loop: Any) -> None:
     failing = Failing(engine, fault)
-    with serve(failing) as served:
+    with serve(failing) if kind.startswith("http") else contextlib.nullcontext(Served("", 0)) as served:
         client = Client.make(kind, failing, served.url, loop)
         with pytest.raises(openai.APIStatusError) as caught:
             client.chat()

@@ -161,7 +161,7 @@ def test_chat_format_is_taken_too(client: Client) -> None:
 
 def test_a_stream_that_breaks(engine: Any, loop: Any) -> None:
     client = Client.make("local", Failing(engine, RuntimeError("surprise")), "", loop)
-    events = list(client.stream("responses.create", input="Hello", max_output_tokens=12))
+    events = list(client.stream("responses.create", input="Hello", max_output_tokens=12, temperature=0))
     assert events[-1].type == "response.failed"
     assert events[-1].response.error.message == "surprise"
     client.close()

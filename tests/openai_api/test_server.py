@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,26 @@ def test_malformed_bodies(served: Served, path: str) -> None:
         assert set(answer["error"]) == {"message", "type", "param", "code"}
         assert len(answer["error"]["message"]) < 2000
     assert served.post(PATH, CHAT)["object"] == "chat.completion"
+
+
+def test_a_million_errors_are_not_counted(engine: Engine) -> None:
+    """They would take minutes and gigabytes."""
+    ones = b"1," * (1 << 20)
+    bodies = [
+        b'{"messages": [' + ones + b"1]}",
+        b'{"messages": [], "stop": [' + ones + b"1]}",
+        b'{"messages": [{"role": "user", "content": "a"}], "logit_bias": {'
+        + b",".join(b'"%d": "x"' % i for i in range(1 << 17))
+        + b"}}",
+    ]
+    with serve(engine, max_body=1 << 23) as served:
+        for body in bodies:
+            started = time.monotonic()
+            assert served.send("POST", PATH, body)[0] == 400
+            assert time.monotonic() - started < 3
+        started = time.monotonic()
+        assert served.send("POST", "/v1/completions", b'{"prompt": ["a", ' + ones + b"1]}")[0] == 400
+        assert time.monotonic() - started < 3
 
 
 def test_deep_schema(served: Served) -> None:

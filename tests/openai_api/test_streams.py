@@ -183,15 +183,39 @@ def test_timeout_is_not_retried_in_process(slow_engine: Engine) -> None:
     until(lambda: slow_engine.stats().aborted == before + 1)
 
 
+def test_timeout_of_several_prompts(slow: Client) -> None:
+    """For all of them together, however regularly the tokens come."""
+    started = time.monotonic()
+    with pytest.raises(openai.APITimeoutError):
+        slow.call("completions.create", prompt=["a", "b"], **LONG, timeout=0.3)
+    assert time.monotonic() - started < 1.5
+
+
+def test_timeout_of_embeddings(slow: Client, slow_engine: Engine) -> None:
+    embedder: Any = slow_engine._parts.embedder
+    plain = embedder.vector
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(0.3)
+        return plain(*arguments)
+
+    embedder.vector = slowly
+    try:
+        with pytest.raises(openai.APITimeoutError):
+            slow.call("embeddings.create", input=["a", "b", "c"], timeout=0.4)
+    finally:
+        embedder.vector = plain
+
+
 def test_timeout_is_between_pieces(slow: Client, slow_engine: Engine) -> None:
     """A stream may last as long as it likes as long as pieces come."""
     chunks = list(slow.stream(max_tokens=30, temperature=0, timeout=0.4, extra_body={"ignore_eos": True}))
     assert chunks[-1].choices[0].finish_reason == "length"
-    stream = slow.stream(**LONG, timeout=0.3)
+    stream = slow.stream(**LONG, timeout=0.25)
     next(stream)
     aborted = slow_engine.stats().aborted
     pace = slow_engine.slow  # type: ignore[attr-defined]
-    pace.seconds = 1.0
+    pace.seconds = 0.6
     try:
         started = time.monotonic()
         # Over HTTP it is what the SDK makes of its HTTP library's timeout, which in 2.x is nothing.
@@ -200,7 +224,7 @@ def test_timeout_is_between_pieces(slow: Client, slow_engine: Engine) -> None:
                 pass
         if slow.kind.startswith("local"):
             assert isinstance(caught.value, openai.APITimeoutError)
-        assert time.monotonic() - started < 2.2
+        assert time.monotonic() - started < 1.5
     finally:
         pace.seconds = 0.02
     stream.close()

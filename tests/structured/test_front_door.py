@@ -317,6 +317,7 @@ REFUSED_SCHEMAS: dict[str, tuple[Any, str, str]] = {
     "truncated": ('{"type":', "", "not JSON"),
     "no JSON": ("type: string", "", "not JSON"),
     "no schema": ("[1]", "", "JSON object, true or false"),
+    "65 levels": ('{"items":' * 65 + "{}" + "}" * 65, "", "nests deeper than 64"),
     "duplicate key": ('{"type": "string", "type": "null"}', "/type", "appears twice at the root"),
     "nested duplicate key": (
         '{"properties": {"a/b": {"minimum": 1, "minimum": 2}}}', "/properties/a~1b/minimum", "appears twice"),
@@ -419,6 +420,11 @@ def test_choices_refused(source: str, pointer: str, door: FrontDoor) -> None:
     with pytest.raises(ConstraintError) as refusal:
         door.check(Constraint("choice", source))
     assert refusal.value.pointer == pointer
+
+
+def test_brackets_in_texts_are_no_levels(door: FrontDoor) -> None:
+    text = '\\"' + "[{" * 100
+    assert fits(door.check(Constraint.json_schema({"const": text})), json.dumps(text))
 
 
 def test_unsatisfiable_where_nobody_must_go_is_fine() -> None:
