@@ -164,7 +164,8 @@ class GenerateRequest(Wire):
 
     @property
     def params(self) -> dict[str, str]:
-        first = self.sampling_params[0] if isinstance(self.sampling_params, list) else self.sampling_params
+        given = self.sampling_params
+        first = next(iter(given), None) if isinstance(given, list) else given
         names = {ours: theirs for theirs, ours in _RENAMED.items() if ours != "seed"}
         return {"prompt": "text", "constraint": (first or NativeSampling()).constraint_field, **names}
 

@@ -15,14 +15,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from typing import TYPE_CHECKING, Any
 
 from radixbackend.errors import MissingDependencyError
-from radixbackend.openai_api.api import JSON, Api, Call, Reply, refusal
+from radixbackend.openai_api.api import Api, Call, Reply, refusal
 from radixbackend.openai_api.faces import LoopFace
 from radixbackend.openai_api.faults import ApiError
 from radixbackend.openai_api.openapi import document
 
 try:
     import uvicorn
-    from fastapi import FastAPI, Request, Response
+    from fastapi import FastAPI, Response
 except ImportError as fault:
     raise MissingDependencyError("the server needs FastAPI and uvicorn: pip install 'radixbackend[server]'") from fault
 
@@ -39,8 +39,7 @@ BODY_SECONDS = 60.0
 
 GRACE_SECONDS = 10.0
 
-METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
-
+Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -62,10 +61,16 @@ def create_app(api: Api, *, max_body: int = MAX_BODY, on_shutdown: Callable[[], 
     app = FastAPI(title="radixbackend", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.openapi = lambda: document(api.routes)  # type: ignore[method-assign]
 
-    async def exchange(_: Request) -> Response:
-        return Exchange(api, max_body)
+    elsewhere = app.router.default
 
-    app.add_api_route("/{path:path}", exchange, methods=METHODS, include_in_schema=False)
+    async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
+        """For every path, those too that no pattern of a route would match."""
+        if scope["type"] == "http":
+            await Exchange(api, max_body)(scope, receive, send)
+        else:
+            await elsewhere(scope, receive, send)
+
+    app.router.default = dispatch
     return app
 
 
@@ -121,7 +126,7 @@ class Exchange(Response):
         self._api = api
         self._max_body = max_body
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
         try:
             body = await _read(receive, headers, self._max_body)
@@ -194,6 +199,3 @@ async def _send_pieces(pieces: AsyncGenerator[bytes], send: Send) -> None:
     async for piece in pieces:
         await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send({"type": "http.response.body", "body": b""})
-
-
-__all__ = ["JSON", "Exchange", "create_app", "is_loopback", "make_server", "serve"]

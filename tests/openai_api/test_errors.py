@@ -295,5 +295,7 @@ def test_api_error_without_details() -> None:
 def test_unknown_urls(served: Served) -> None:
     status, _, body = served.send("GET", "/v2/nothing")
     assert (status, body["error"]["code"]) == (404, "unknown_url")
+    status, _, body = served.send("GET", "/v1/models/a%0Ab")
+    assert (status, body["error"]["code"]) == (404, "model_not_found")
     status, headers, body = served.send("GET", "/v1/chat/completions")
     assert (status, body["error"]["code"], headers["allow"]) == (405, "method_not_allowed", "POST")

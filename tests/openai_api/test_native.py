@@ -179,6 +179,7 @@ def test_infos(served: Served) -> None:
         ({}, "text"),
         ({"text": "a", "input_ids": [1]}, "text"),
         ({"text": ["a", "b"], "sampling_params": [{}]}, "sampling_params"),
+        ({"text": ["a", "b"], "sampling_params": []}, "sampling_params"),
         ({"text": "a", "image_data": "x"}, "image_data"),
         ({"text": "a", "sampling_params": {"stop_regex": "x"}}, "stop_regex"),
         ({"text": "a", "sampling_params": {"regex": "(["}}, "regex"),
