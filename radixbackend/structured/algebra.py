@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations, pairwise
@@ -192,7 +192,7 @@ class Algebra:
             case Number():
                 return _possible_number(shape)
             case String():
-                return _possible_string(shape)
+                return _possible_string(shape, [self._formats.lengths(name) for name in shape.formats])
             case Array():
                 if shape.max_items is not None and shape.min_items > shape.max_items:
                     return False
@@ -304,10 +304,11 @@ def _common_multiple(first: Fraction, second: Fraction) -> Fraction:
     )
 
 
-def _possible_string(shape: String) -> bool:
-    """As far as lengths tell: a text has to be as long as every pattern wants it."""
-    shortest = max([shape.min_length, *(language.lengths[0] for language in shape.patterns)])
-    bounds = [shape.max_length, *(language.lengths[1] for language in shape.patterns)]
+def _possible_string(shape: String, formats: list[tuple[int, int | None]]) -> bool:
+    """As far as lengths tell: a text has to be as long as every pattern and format wants it."""
+    wanted = [*(language.lengths for language in shape.patterns), *formats]
+    shortest = max([shape.min_length, *(least for least, _ in wanted)])
+    bounds = [shape.max_length, *(most for _, most in wanted)]
     longest = min((bound for bound in bounds if bound is not None), default=None)
     if longest == 0 and "" in shape.excluded:
         return False
@@ -430,16 +431,34 @@ def _opposite_object(shape: Object, pointer: str) -> tuple[list[Shape], bool]:
 
 def _meet_patterns(first: Object, second: Object) -> tuple[tuple[tuple[Language, Node], ...], bool]:
     """The patterns of an intersection: a name that only one side matches has to fit the other's additional too."""
-    if not first.patterns and not second.patterns:
-        return (), True
     mine, theirs = dict(first.patterns), dict(second.patterns)
-    both = [(pattern, all_of(mine[pattern], theirs[pattern])) for pattern in mine if pattern in theirs]
-    only = [(pattern, node, second) for pattern, node in mine.items() if pattern not in theirs]
-    only += [(pattern, node, first) for pattern, node in theirs.items() if pattern not in mine]
-    # Where the other side has patterns too, a name may match both; its additional then does not apply to it.
-    met = [(p, all_of(node, other.additional) if not other.patterns else node) for p, node, other in only]
-    exact = all(not other.patterns or other.additional == ANY for _, _, other in only)
-    return tuple(both + met), exact
+    met = [(language, all_of(mine[language], theirs[language])) for language in mine if language in theirs]
+    exact = True
+    for shape, other in ((first, second), (second, first)):
+        known = dict(other.patterns)
+        for language, node in shape.patterns:
+            if language in known:
+                continue
+            if not known:
+                met.append((language, all_of(node, other.additional)))
+                continue
+            met.append((language, node))
+            if other.additional != ANY:
+                alone = _without(language, known)
+                exact = exact and alone is not None
+                met.extend((one, other.additional) for one in alone or ())
+    return tuple(met), exact
+
+
+def _without(language: Language, others: Iterable[Language]) -> list[Language] | None:
+    """The texts that are in none of ``others``, as no language or one; None where that is too much work."""
+    rest = language.automaton
+    for other in others:
+        rest = rest.without(other.automaton) if rest and other.automaton else None
+    if rest is None:
+        return None
+    alone = Language.of(rest)
+    return [] if rest.is_empty else None if alone is None else [alone]
 
 
 def _cells(shape: Object, declared: list[str]) -> list[tuple[Automaton, Node]] | None:

@@ -308,7 +308,7 @@ def _metaschema_id(dialect: type[Validator]) -> str:
 
 def _dialect(root: Any) -> tuple[type[Validator], int]:
     """The draft that ``$schema`` names; without it the newest whose metaschema the schema fits."""
-    import jsonschema
+    from radixbackend.structured.library import jsonschema
 
     drafts: dict[type[Validator], int] = {
         jsonschema.Draft202012Validator: 2020,

@@ -20,6 +20,8 @@ from radixbackend.errors import ConstraintError
 MAX_NESTING = 64
 MAX_BYTES = 256 * 1024
 MAX_REPEAT = 10_000
+MAX_PRODUCT = 100_000
+"""How often repetitions inside each other, of one rule or several, may repeat anything together."""
 
 _TOKEN = re.compile(
     r"""(?P<space>\s+|\#[^\n]*)
@@ -49,6 +51,10 @@ class _Part:
     options: tuple[tuple[str | _Part, ...], ...]
 
 
+Times = dict[str, int]
+"""How often an expression repeats each rule it names at most, and under ``""`` its own texts; ``*`` counts once."""
+
+
 def check(source: str) -> None:
     """Raise `ConstraintError` with the position of the first fault."""
     if len(source.encode(errors="replace")) > MAX_BYTES:
@@ -64,6 +70,9 @@ def check(source: str) -> None:
         _fail("there is no rule named root, where the output starts", 0)
     if "root" not in _ending(rules):
         _fail("the rule root never ends", reader.starts["root"])
+    for name, times in _products(reader.times).items():
+        if times > MAX_PRODUCT:
+            _fail(f"the repetitions inside each other repeat more than {MAX_PRODUCT:,} times", reader.starts[name])
 
 
 def _fail(message: str, at: int) -> NoReturn:
@@ -90,6 +99,7 @@ class _Reader:
         self._depth = 0
         self.references: list[tuple[str, int]] = []
         self.starts: dict[str, int] = {}
+        self.times: dict[str, Times] = {}
 
     def _peek(self) -> _Token:
         return self._tokens[self._next]
@@ -107,50 +117,56 @@ class _Reader:
             if name.text in rules:
                 _fail(f"the rule {name.text!r} is defined twice", name.at)
             self.starts[name.text] = name.at
-            rules[name.text] = self._either()
+            rules[name.text], self.times[name.text] = self._either()
             if self._peek().text == ")":
                 _fail("this parenthesis was never opened", self._peek().at)
         return rules
 
-    def _either(self) -> _Part:
-        options = [self._sequence()]
+    def _either(self) -> tuple[_Part, Times]:
+        times: Times = {}
+        options = [self._sequence(times)]
         while self._peek().text == "|":
             self._take()
-            options.append(self._sequence())
-        return _Part(tuple(options))
+            options.append(self._sequence(times))
+        return _Part(tuple(options)), times
 
-    def _sequence(self) -> tuple[str | _Part, ...]:
+    def _sequence(self, times: Times) -> tuple[str | _Part, ...]:
         needs: list[str | _Part] = []
         while True:
             token = self._peek()
             if token.kind in ("end", "rule") or token.text in ("|", ")"):
                 return tuple(needs)
-            needed = self._element()
-            if self._is_optional():
-                continue
-            needs.extend(() if needed is None else (needed,))
+            needed, own = self._element()
+            optional, repeated = self._quantifiers(max(own.values(), default=1))
+            for name, count in own.items():
+                times[name] = max(times.get(name, 1), count * repeated)
+            if not optional and needed is not None:
+                needs.append(needed)
 
-    def _element(self) -> str | _Part | None:
+    def _element(self) -> tuple[str | _Part | None, Times]:
         token = self._take()
         if token.kind == "name":
             self.references.append((token.text, token.at))
-            return token.text
+            return token.text, {token.text: 1}
         if token.text == "(":
             self._depth += 1
             if self._depth > MAX_NESTING:
                 _fail(f"parentheses nest deeper than {MAX_NESTING}", token.at)
-            part = self._either()
+            found = self._either()
             if self._take().text != ")":
                 _fail("this parenthesis is never closed", token.at)
             self._depth -= 1
-            return part
+            return found
         if token.kind not in ("text", "class"):
             _fail(f"{token.text!r} is not expected here", token.at)
-        return None
+        return None, {"": 1}
 
-    def _is_optional(self) -> bool:
-        """Read the quantifiers that follow; whether they allow nothing at all."""
-        optional = False
+    def _quantifiers(self, inner: int) -> tuple[bool, int]:
+        """Read those that follow: whether they allow nothing at all, and how often they repeat what is before them.
+
+        ``inner`` is how often that repeats something itself.
+        """
+        optional, times = False, 1
         while self._peek().kind == "count" or self._peek().text in ("*", "+", "?"):
             token = self._take()
             numbers = [int(number[:9]) for number in re.findall(r"\d+", token.text)]
@@ -158,8 +174,28 @@ class _Reader:
                 _fail(f"repeats more than {MAX_REPEAT:,} times", token.at)
             if len(numbers) == 2 and numbers[1] < numbers[0]:
                 _fail("the repetition is out of order", token.at)
+            times *= max(numbers, default=1) or 1
+            if times * inner > MAX_PRODUCT:
+                _fail(f"the repetitions inside each other repeat more than {MAX_PRODUCT:,} times", token.at)
             optional = optional or token.text in ("*", "?") or numbers[:1] == [0]
-        return optional
+        return optional, times
+
+
+def _products(times: dict[str, Times]) -> dict[str, int]:
+    """How often each rule repeats anything, the rules that it names included; recursion counts once."""
+    products: dict[str, int] = {}
+    entered: set[str] = set()
+    todo = list(times)
+    while todo:
+        name = todo[-1]
+        if name not in entered:
+            entered.add(name)
+            todo.extend(used for used in times[name] if used and used not in entered)
+            continue
+        todo.pop()
+        if name not in products:
+            products[name] = max((n * products.get(used, 1) for used, n in times[name].items()), default=1)
+    return products
 
 
 def _ending(rules: dict[str, _Part]) -> set[str | int]:

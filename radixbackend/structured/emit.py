@@ -49,6 +49,11 @@ MAX_SUBSETS = 5
 """Optional properties of an object whose number is bounded: with so few, every subset becomes an alternative."""
 MAX_ALTERNATIVES = 64
 """Properties of an object that is written down more than once to bound their number."""
+LEFT_OUT_PLAIN = (
+    *("pattern", "format", "minLength", "maxLength"),
+    *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+)
+"""Keywords that a ``plain`` `Emitter` writes nothing for."""
 _SAFE_INTEGER = 2**53
 _MAX_INTEGER = 2**62
 """Integer bounds beyond it are drawn in to it: the backends count in 64 bits."""

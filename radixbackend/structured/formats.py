@@ -174,8 +174,8 @@ _URI, _RELATIVE = _references("", "", "")
 _IRI, _RELATIVE_IRI = _references(_UCS, _PRIVATE, "")
 _WIDE_UCS = "\u00a0-\ud7ff\uf900-\ufdcf\ufdf0-\uffef\U00010000-\U000efffd"
 _WIDE_PRIVATE = "\ue000-\uf8ff\U000f0000-\U0010fffd"
-_LITERAL_URI, _LITERAL_RELATIVE = map(re.compile, _references("", "", _IP_LITERAL))
-_LITERAL_IRI, _LITERAL_RELATIVE_IRI = map(re.compile, _references(_WIDE_UCS, _WIDE_PRIVATE, _IP_LITERAL))
+_LITERAL_URI, _LITERAL_RELATIVE = _references("", "", _IP_LITERAL)
+_LITERAL_IRI, _LITERAL_RELATIVE_IRI = _references(_WIDE_UCS, _WIDE_PRIVATE, _IP_LITERAL)
 
 _VARNAME = rf"(?:[A-Za-z0-9_]|{_PCT})(?:\.?(?:[A-Za-z0-9_]|{_PCT}))*"
 _VARSPEC = rf"{_VARNAME}(?:\*|:[1-9][0-9]{{0,3}})?"
@@ -194,8 +194,8 @@ def _is_no_regex(text: str) -> bool:
     return "(?P<" in text  # Python's spelling of a named group, which `parse` tolerates
 
 
-def _with_ip_literal(*patterns: re.Pattern[str]) -> Callable[[str], bool]:
-    return lambda text: "[" in text and any(pattern.fullmatch(text) for pattern in patterns)
+def _with_ip_literal(*patterns: str) -> Callable[[str], bool]:
+    return lambda text: "[" in text and any(re.fullmatch(pattern, text) for pattern in patterns)
 
 
 FORMATS: dict[str, Format] = {
@@ -232,6 +232,14 @@ class FormatBook:
         if name not in self._languages:
             self._languages[name] = Language(strip_anchors(parse(FORMATS[name].pattern)))
         return self._languages[name]
+
+    def lengths(self, name: str) -> tuple[int, int | None]:
+        """Of the shortest and of the longest text of a listed format (None: no bound that is known)."""
+        known = FORMATS[name]
+        least, most = self.language(name).lengths
+        if known.admits is not None:  # some longer texts, none that is shorter than all of the pattern's
+            return least, None
+        return least, most if most is not None and known.max_length is None else known.max_length
 
     def accepts(self, name: str, text: str) -> bool:
         """Whether ``text`` has the format; true for every text where the format is unknown."""

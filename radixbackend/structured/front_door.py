@@ -20,10 +20,11 @@ from typing import Any
 from radixbackend.errors import ConstraintError
 from radixbackend.structured import ebnf, validation
 from radixbackend.structured.document import MAX_ITEMS, MAX_PATTERN, Document, parse_json
-from radixbackend.structured.emit import Emitter
+from radixbackend.structured.emit import LEFT_OUT_PLAIN, Emitter
 from radixbackend.structured.formats import FormatBook
 from radixbackend.structured.language import Language, SlowMatchError, strip_anchors
-from radixbackend.structured.lint import lint_xgrammar, llguidance_refusal, xgrammar_cost
+from radixbackend.structured.lint import lint_xgrammar, llguidance_refusal, subschemas, xgrammar_cost
+from radixbackend.structured.metaschema import token
 from radixbackend.structured.normalize import Normalizer, TooComplexError
 from radixbackend.structured.pattern import NOTHING, PatternError, parse
 from radixbackend.structured.report import CoverageReport, Finding
@@ -33,6 +34,7 @@ from radixbackend.types import Constraint
 CHEAP_MS = 150.0
 """Estimated xgrammar compile time, in ms at 128k tokens, up to which a schema without findings goes there."""
 MAX_CACHED_BYTES = 16 * 1024 * 1024
+_MAX_LEFT_OUT = 64
 
 STRICT, FAST, CLOSEST = "xgrammar", "llguidance", "llguidance-lenient"
 
@@ -74,14 +76,14 @@ class FrontDoor:
     def check(self, constraint: Constraint, *, prefer: str = STRICT) -> CheckedConstraint:
         """Judge ``constraint``; raises `ConstraintError` naming the JSON pointer, or ``"@N"``, at fault.
 
-        ``prefer`` is the grammar backend to ask first where it is as good as any other. With
-        ``on_unsupported="warn"`` a `UserWarning` lists what no backend enforces while generating; with ``"error"``
-        the first such keyword is refused.
+        ``prefer`` is the grammar backend to ask first where it is as good as any other; one that is unknown here, a
+        plugin's, is always asked first. With ``on_unsupported="warn"`` a `UserWarning` lists what no backend enforces
+        while generating; with ``"error"`` the first such keyword is refused.
         """
         answer = self._recall((constraint, prefer))
         if answer is None:
             try:
-                answer = self._judge(constraint, prefer)
+                answer = _led_by(prefer, self._judge(constraint, prefer))
             except ConstraintError as refusal:
                 answer = refusal
             self._remember((constraint, prefer), answer)
@@ -154,26 +156,33 @@ class FrontDoor:
         plain = Emitter(normalizer, self._formats, plain=True)
         schema = plain.emit()
         reason = f"patterns and bounds are left out, for llguidance refuses one: {refusal.splitlines()[0][:120]}"
-        left_out = Finding("", "pattern", reason)
+        left_out = [
+            Finding(sub.pointer + token(keyword), keyword, reason)
+            for sub in document.subschemas
+            for keyword in LEFT_OUT_PLAIN
+            if keyword in sub.schema
+        ]
+        findings = (*(sorted(left_out)[:_MAX_LEFT_OUT] or [Finding("", "not", reason)]), *plain.findings)
         route = (FAST, CLOSEST) if llguidance_refusal(schema) is None else (CLOSEST,)
-        return schema, route, (left_out, *plain.findings), notes
+        return schema, route, findings, notes
 
     def _judge_tag(self, constraint: Constraint) -> CheckedConstraint:
         """Schemas inside a structural tag are rewritten in place; what is left over is reported with their pointers."""
         tag = parse_json(constraint.source, "structural tag")
         findings: list[Finding] = []
-        rewritten = self._rewrite_tag(tag, "", findings)
+        notes: dict[str, None] = {}
+        rewritten = self._rewrite_tag(tag, "", findings, notes)
         compiled = replace(constraint, source=_dump(rewritten))
-        report = CoverageReport(STRICT, (STRICT,), tuple(findings))
+        report = CoverageReport(STRICT, (STRICT,), tuple(findings), tuple(notes))
         return CheckedConstraint(compiled, (STRICT,), report, _nothing_to_validate)
 
-    def _rewrite_tag(self, part: Any, pointer: str, findings: list[Finding]) -> Any:
+    def _rewrite_tag(self, part: Any, pointer: str, findings: list[Finding], notes: dict[str, None]) -> Any:
         if isinstance(part, list):
-            return [self._rewrite_tag(item, f"{pointer}/{index}", findings) for index, item in enumerate(part)]
+            return [self._rewrite_tag(item, f"{pointer}/{index}", findings, notes) for index, item in enumerate(part)]
         if not isinstance(part, dict):
             return part
         if part.get("type") != "json_schema" or "json_schema" not in part:
-            return {key: self._rewrite_tag(value, f"{pointer}/{key}", findings) for key, value in part.items()}
+            return {key: self._rewrite_tag(value, pointer + token(key), findings, notes) for key, value in part.items()}
         place = f"{pointer}/json_schema"
         try:
             document = Document(_dump(part["json_schema"]))
@@ -184,9 +193,33 @@ class FrontDoor:
         except TooComplexError:
             findings.append(Finding(place, "$schema", "the schema is too intertwined to tell what is enforced"))
             return part
+        if _close_objects(schema):
+            notes[_CLOSED] = None
         found = (*emitter.findings, *lint_xgrammar(schema))
         findings.extend(Finding(place + finding.pointer, finding.keyword, finding.reason) for finding in found)
         return {**part, "json_schema": schema}
+
+
+_CLOSED = "inside a structural tag, objects with declared properties take no others: xgrammar is slow with open ones"
+
+
+def _close_objects(schema: Any) -> bool:
+    """Close the open objects of ``schema``, as an `Emitter` wrote it, that declare properties; whether any was."""
+    closed = False
+    for _, part in subschemas(schema):
+        if part.get("properties") and part.get("additionalProperties") == {} and "minProperties" not in part:
+            part["additionalProperties"] = False
+            closed = True
+    return closed
+
+
+def _led_by(prefer: str, checked: CheckedConstraint) -> CheckedConstraint:
+    """The same with a backend in front that is unknown here."""
+    if prefer in (STRICT, FAST, CLOSEST) or checked.constraint.kind == "structural_tag":
+        return checked
+    route = (prefer, *checked.route)
+    notes = (*checked.report.notes, f"what {prefer} enforces is not known here")
+    return replace(checked, route=route, report=replace(checked.report, backend=prefer, route=route, notes=notes))
 
 
 def _size(key: tuple[Constraint, str]) -> int:

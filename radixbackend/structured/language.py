@@ -224,7 +224,10 @@ def render(node: Node) -> str:
             body = render(item)
             if not isinstance(item, Chars | Group):
                 body = f"(?:{body})"
-            return body + _render_counts(low, high) + ("?" if lazy else "")
+            optional_group = (low, high) == (0, 1) and not isinstance(item, Chars)
+            # xgrammar 0.2.8 takes ab and ac for a(b*c)?, as if what loops at an end of the group were outside of it.
+            counts = "{0,1}" if optional_group else _render_counts(low, high)
+            return body + counts + ("?" if lazy else "")
         case Anchor(at):
             return r"\A" if at == "^" else r"\Z"
         case Group(item=item):
@@ -292,8 +295,6 @@ class Language:
         tree: no anchors, nothing that a grammar cannot express.
         text: the tree, written for grammars.
     """
-
-    __slots__ = ("__dict__", "text", "tree")
 
     def __init__(self, tree: Node) -> None:
         self.tree = tree

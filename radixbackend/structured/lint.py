@@ -71,12 +71,13 @@ def lint_xgrammar(schema: Any) -> tuple[Finding, ...]:
     """What xgrammar's strict mode would enforce otherwise than ``schema`` (2020-12 keywords) says."""
     return tuple(
         Finding(pointer + token(keyword), keyword, reason)
-        for pointer, part in _subschemas(schema)
+        for pointer, part in subschemas(schema)
         for keyword, reason in _habits(part)
     )
 
 
-def _subschemas(root: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+def subschemas(root: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every schema object inside ``root``, itself included, with its pointer."""
     todo: list[tuple[str, Any]] = [("", root)]
     while todo:
         pointer, schema = todo.pop()
@@ -196,7 +197,7 @@ def _touches(first: Ranges, second: Ranges) -> bool:
 def xgrammar_cost(schema: Any) -> float:
     """Rough milliseconds that xgrammar takes to compile ``schema`` for a vocabulary of 128k tokens (measured)."""
     cost = 20.0
-    for _, part in _subschemas(schema):
+    for _, part in subschemas(schema):
         properties = part.get("properties", {})
         optional = len(properties) - len(part.get("required", []))
         if part.get("additionalProperties", False) is not False:

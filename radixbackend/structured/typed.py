@@ -119,7 +119,19 @@ class TypedKeywords:
             findings.append(Finding(sub.pointer + "/format", "format", f"{formats[0]} is only approximated"))
         least, most = int(schema.get("minLength", 0)), _whole_number(schema, "maxLength")
         shape = String(least, most, tuple(matched), formats)
-        return self._checked(shape, findings, lambda: Never(sub.pointer + "/minLength", "minLength is above maxLength"))
+        return self._checked(shape, findings, lambda: self._no_length(shape, sub.pointer))
+
+    def _no_length(self, shape: String, pointer: str) -> Never:
+        """Why no text has a length that fits, at the keyword at fault."""
+        if shape.max_length is not None and shape.min_length > shape.max_length:
+            return Never(pointer + "/minLength", "minLength is above maxLength")
+        possible = self._children.algebra.possible
+        keyword = "format" if shape.formats and not possible(replace(shape, patterns=())) else "pattern"
+        if possible(replace(shape, max_length=None)):
+            return Never(pointer + "/maxLength", f"every text of the {keyword} is longer")
+        if possible(replace(shape, min_length=0)):
+            return Never(pointer + "/minLength", f"every text of the {keyword} is shorter")
+        return Never(f"{pointer}/{keyword}", "it excludes the keywords beside it")
 
     def _array(self, sub: Subschema) -> Head:
         schema, findings = sub.schema, list[Finding]()

@@ -79,7 +79,9 @@ class Unions:
         for one in first.shapes:
             for other in by_type.get(json_type(one), ()):
                 met, met_exactly = self._algebra.meet(one, other)
-                exact = exact and met_exactly
+                if not met_exactly:
+                    exact = False
+                    findings += (Finding(pointer, "patternProperties", "does not combine with the other patterns"),)
                 if met is not None:
                     shapes[met] = None
             if len(shapes) > most or self._algebra.exhausted:

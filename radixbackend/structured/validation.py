@@ -45,9 +45,9 @@ def schema_validator(document: Document, formats: FormatBook) -> Validate:
     validator = _Judge(document, formats).validator
 
     def validate(text: str) -> None:
-        value = parse_output(text)
-        import jsonschema
+        from radixbackend.structured.library import jsonschema
 
+        value = parse_output(text)
         try:
             error = jsonschema.exceptions.best_match(validator.iter_errors(value))
         except SlowMatchError as fault:
@@ -101,8 +101,9 @@ class _Judge:
     """jsonschema's validator of the document's draft, with our patterns, formats and divisors."""
 
     def __init__(self, document: Document, formats: FormatBook) -> None:
-        import jsonschema
         from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]
+
+        from radixbackend.structured.library import jsonschema
 
         self._searchers: dict[str, Callable[[str], bool]] = {}
         checker = jsonschema.FormatChecker(formats=())

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from radixbackend.errors import ConstraintError, OutputValidationError
-from radixbackend.structured import CheckedConstraint, CoverageReport, Finding, FrontDoor, explain_schema
+from radixbackend.structured import CheckedConstraint, CoverageReport, Finding, FrontDoor, explain_schema, front_door
+from radixbackend.structured.formats import FORMATS, FormatBook
 from radixbackend.structured.lint import lint_xgrammar
 from radixbackend.types import Constraint
 
@@ -99,6 +100,28 @@ def test_schemas_inside_a_structural_tag_are_rewritten_and_reported(door: FrontD
     assert inner["properties"]["a"]["type"] == "array"
     place = "/format/elements/1/json_schema/allOf/0/properties/a/uniqueItems"
     assert place in [finding.pointer for finding in checked.report.findings]
+
+
+def test_open_objects_inside_a_structural_tag_are_closed_and_that_is_noted(door: FrontDoor) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "object"}, "properties": {"type": "array"}, "additionalProperties": {}},
+    }
+    tag = {"type": "structural_tag", "format": {"type": "json_schema", "json_schema": schema}}
+    checked = door.check(Constraint.structural_tag(tag))
+    inner = json.loads(checked.constraint.source)["format"]["json_schema"]
+    assert inner["additionalProperties"] is False
+    assert inner["properties"]["a"]["additionalProperties"] == {}
+    assert inner["properties"]["additionalProperties"] == {}
+    assert any("take no others" in note for note in checked.report.notes)
+    assert json.loads(check(schema).constraint.source)["additionalProperties"] == {}
+
+
+def test_backend_of_a_plugin_is_asked_first(door: FrontDoor) -> None:
+    checked = door.check(Constraint.json_schema(CLOSED), prefer="ours")
+    assert checked.route[0] == checked.report.backend == "ours"
+    assert set(checked.route[1:]) == {"llguidance", "xgrammar"}
+    assert "what ours enforces is not known here" in checked.report.notes
 
 
 def test_fault_inside_a_structural_tag_has_its_whole_pointer(door: FrontDoor) -> None:
@@ -298,6 +321,54 @@ def test_what_xgrammar_drops_is_enforced_or_reported(habit: str, door: FrontDoor
 
 def test_lint_has_nothing_to_say_about_plain_schemas() -> None:
     assert lint_xgrammar({**CLOSED, "properties": {"a": {"enum": ["x", "y"]}, "b": {"type": ["null", "number"]}}}) == ()
+
+
+@pytest.mark.parametrize(
+    ("schema", "pointer", "reason"),
+    [
+        ({"format": "ipv4", "maxLength": 4}, "/maxLength", "every text of the format is longer"),
+        ({"format": "date", "minLength": 11}, "/minLength", "every text of the format is shorter"),
+        ({"format": "uuid", "pattern": "^.{3}$"}, "/pattern", "it excludes the keywords beside it"),
+        ({"pattern": "^abc$", "maxLength": 2}, "/maxLength", "every text of the pattern is longer"),
+        ({"minLength": 3, "maxLength": 2}, "/minLength", "minLength is above maxLength"),
+    ],
+)
+def test_lengths_that_no_text_has_are_refused(schema: Any, pointer: str, reason: str) -> None:
+    with pytest.raises(ConstraintError, match=reason) as refusal:
+        check({"type": "string", **schema})
+    assert refusal.value.pointer == pointer
+
+
+@pytest.mark.parametrize("text", ["a@b", '""@a', "a:", "a//[::]", "23:59:60Z", "a"])
+def test_no_text_that_a_format_admits_is_shorter_than_its_pattern_allows(text: str) -> None:
+    """By which lengths are judged before there is a text."""
+    book = FormatBook()
+    for name in FORMATS:
+        if book.accepts(name, text):
+            assert book.lengths(name)[0] <= len(text), name
+
+
+def test_what_the_last_resort_leaves_out_has_its_own_pointers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(schema: Any) -> str | None:
+        return "too large" if "pattern" in json.dumps(schema) else None
+
+    monkeypatch.setattr(front_door, "llguidance_refusal", refuses)
+    properties = {"a": {"type": "string", "pattern": "^a"}, "b": {"type": "integer", "minimum": 3}}
+    constraint = Constraint.json_schema({"type": "object", "properties": properties})
+    report = FrontDoor().check(constraint, prefer="llguidance").report
+    pointers = [finding.pointer for finding in report.findings if "too large" in finding.reason]
+    assert pointers == ["/properties/a/pattern", "/properties/b/minimum"]
+
+
+def test_grammars_may_repeat_a_lot() -> None:
+    """Recursion counts once, and so does an endless repetition."""
+    for source in (
+        'root ::= ([a-z]{0,100} "x"){0,1000}',
+        'root ::= "(" (root | "x"){0,9999} ")"',
+        'root ::= term ("+" term){0,999}\nterm ::= "n"{1,99} | "(" root ")"',
+        'root ::= (("a"* "b")* "c")+',
+    ):
+        FrontDoor().check(Constraint.grammar(source))
 
 
 def test_annotations_and_unknown_formats_are_no_findings() -> None:

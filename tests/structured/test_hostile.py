@@ -57,6 +57,8 @@ REFUSED: dict[str, tuple[Constraint, str]] = {
     "repetition product in a regex": (Constraint.regex("((a{1000}){1000}){1000}"), "@1"),
     "repetition product in a schema": (schema({"pattern": "((a{1000}){1000}){1000}"}), "/pattern"),
     "repetition of 14 digits": (Constraint.regex("a{99999999999999}"), "@0"),
+    "repetition product in a grammar": (Constraint.grammar('root ::= ("a"{1000} | "b"){1000}'), "@26"),
+    "repetition product over rules": (Constraint.grammar('root ::= a{0,1000}\na ::= b{0,1000} "x"?\nb ::= "c"'), "@0"),
     "repetition in a grammar": (Constraint.grammar('root ::= "a"{99999999999999}'), "@12"),
     "3k references in a row": (chain(3_000, lambda ref: ref), ""),
     "200k backslashes": (Constraint.grammar('root ::= "' + "\\" * 200_000), "@9"),
