@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 FEW = 1024
 """Candidates sorted first for top_p; nearly always their mass suffices, and 128k values need not be sorted."""
 
+NOT_FINITE = "the logits are not finite: those of the model, or what logit_bias or a penalty made of them"
+
 UNIT = 2.0**40
 """Weight of a row's likeliest token; others are whole parts of it, and 2^23 of them still sum up in 64 bits."""
 
@@ -91,6 +93,8 @@ class Sampler:
         return StepResult(
             tuple(
                 self._gather(s, logits.offsets[i + 1], drawn, masks.faults, reports.get(i, ()))
+                if not any(map(_is_broken, reports.get(i, ())))
+                else Sampled(error=NOT_FINITE)
                 for i, s in enumerate(plan.sequences)
             )
         )
@@ -128,6 +132,8 @@ class Sampler:
                 break  # the grammar refuses the draft before it
             if not math.isfinite(result.best):
                 return Sampled(error=_fault(result.best, row), prompt_logprobs=report)
+            if result.logprob is not None and _is_broken(result.logprob):  # by what a mask hid
+                return Sampled(error=NOT_FINITE, prompt_logprobs=report)
             tokens.append(result.token)
             if result.logprob is not None:
                 logprobs.append(result.logprob)
@@ -225,7 +231,7 @@ def _rows(sequence: SequencePlan, end: int) -> list[_Row]:
 
 def _fault(best: float, row: _Row) -> str:
     if best != -math.inf:
-        return "the logits are not finite: those of the model, or what logit_bias or a penalty made of them"
+        return NOT_FINITE
     why = ": the grammar allows none" if row.spec.matcher is not None else ""
     if row.position < row.spec.params.min_tokens:
         why += f" before min_tokens={row.spec.params.min_tokens} but one that ends the output"
@@ -377,13 +383,32 @@ def _logprobs(raw: torch.Tensor, tokens: Sequence[int], counts: Sequence[int]) -
 
 def _block_logprobs(raw: torch.Tensor, tokens: Sequence[int], counts: Sequence[int]) -> list[TokenLogprob]:
     norms = raw.logsumexp(-1, keepdim=True)
+    norms = torch.where(norms.isfinite(), norms, math.nan)  # infinite logits leave nothing to report either
     chosen = (raw.gather(1, torch.tensor(tokens, device=raw.device)[:, None]) - norms).squeeze(1).tolist()
-    best = raw.topk(max(counts))
-    columns = zip(tokens, counts, chosen, best.indices.tolist(), (best.values - norms).tolist(), strict=True)
+    best = _likeliest(raw, max(counts))
+    columns = zip(tokens, counts, chosen, best.tolist(), (raw.gather(1, best) - norms).tolist(), strict=True)
     return [
         TokenLogprob(token, logprob, tuple(zip(ids[:count], logprobs[:count], strict=True)))
         for token, count, logprob, ids, logprobs in columns
     ]
+
+
+def _likeliest(raw: torch.Tensor, count: int) -> torch.Tensor:
+    """Ids of the greatest values of each row, descending; the lower id first on ties."""
+    top = raw.topk(count)
+    ids = top.indices.sort(-1).values
+    if count:
+        least = top.values[:, -1:]
+        for j in ((raw >= least).sum(-1) > count).nonzero().squeeze(1).tolist():  # more tie for the last place
+            above = (raw[j] > least[j]).nonzero().squeeze(1)
+            tied = (raw[j] == least[j]).nonzero().squeeze(1)
+            ids[j] = torch.cat([above, tied[: count - len(above)]]).sort().values
+    order = raw.gather(1, ids).argsort(dim=-1, descending=True, stable=True)
+    return ids.gather(1, order)
+
+
+def _is_broken(entry: TokenLogprob) -> bool:
+    return math.isnan(entry.logprob)
 
 
 def _prompt_logprobs(sequence: SequencePlan, raw: torch.Tensor) -> tuple[TokenLogprob, ...]:

@@ -215,6 +215,49 @@ def test_a_closing_is_found_from_inside_everything(backend: str) -> None:
         assert closes(cursor, path)
 
 
+def thinking(answer: dict[str, object]) -> Constraint:
+    """Free text up to a marker, then this."""
+    thought = {"type": "tag", "begin": "", "content": {"type": "any_text", "excludes": ["[on]"]}, "end": "[/think]"}
+    return Constraint.structural_tag({"type": "structural_tag", "format": {"type": "sequence", "elements": [
+        {"type": "optional", "content": {"type": "const_string", "value": "[on]"}}, thought, answer]}})  # fmt: skip
+
+
+@pytest.mark.parametrize("slack", [0, 1, 3, 11, 60])
+def test_reasoning_ends_while_there_is_time_to_answer(slack: int) -> None:
+    constraint = thinking({"type": "json_schema", "json_schema": NESTED})
+    grammar = tiny_backend("xgrammar").compile(constraint)
+    least = grammar._start
+    assert least is not None
+    assert text_of(V, list(least)).startswith("[/think]{")
+    for seed in range(3):
+        output, _ = decode(grammar.matcher(), V, keyed_draw(seed), len(least) + slack)
+        thought, _, answer = text_of(V, output).partition("[/think]")
+        assert json.loads(answer)["kind"]
+        assert bool(thought) == bool(slack)
+
+
+def test_reasoning_that_would_never_end_is_ended() -> None:
+    """Whoever always goes on thinking answers all the same; what looks like the marker ends nothing inside a string."""
+    constraint = thinking({"type": "json_schema", "json_schema": {"type": "string", "minLength": 3}})
+    matcher, wanted = tiny_backend("xgrammar").compile(constraint).matcher(), tiny_table().token(b"the")
+
+    def draw(output: list[int], tokens: list[int]) -> int:
+        return wanted if wanted in tokens else tokens[0]
+
+    output, _ = decode(matcher, V, draw, 60)
+    thought, marker, answer = text_of(V, output).partition("[/think]")
+    assert marker
+    assert len(thought) > 60
+    assert len(json.loads(answer)) >= 3
+
+
+@every_backend
+def test_a_loop_is_left(backend: str) -> None:
+    """Where one more round and the end begin alike, the search does not go round for ever."""
+    constraint = Constraint.grammar('root ::= ("<call" "_begin" [0-9]+ "<end>")+ "<call" "s_end"')
+    assert text_of(V, list(shortest(backend, constraint))).endswith("<calls_end")
+
+
 @every_backend
 def test_searching_is_deterministic_and_leaves_the_cursor(backend: str) -> None:
     grammar = tiny_backend(backend).compile(Constraint.json_schema(NESTED))

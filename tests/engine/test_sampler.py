@@ -318,6 +318,39 @@ def test_logprobs_are_given_only_where_asked_for():
     assert [token for token, _ in two.logprobs[0].top] == [2, 1]
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 6])
+def test_likeliest_that_tie_come_by_their_ids(count):
+    row = [1.0, 3.0, 2.0, 3.0, 2.0, 2.0]
+    alone, beside = run(ask(row, logprobs=count), ask(row, logprobs=6))
+    assert [token for token, _ in alone.logprobs[0].top] == [1, 3, 2, 4, 5, 0][:count]
+    assert beside.logprobs[0].top[:count] == alone.logprobs[0].top
+    wide = torch.zeros(500)
+    wide[[17, 250, 499]] = 1.0
+    assert [token for token, _ in run(ask(wide, logprobs=5))[0].logprobs[0].top] == [17, 250, 499, 0, 1]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_a_mask_hides_is_no_logprob(value):
+    """The grammar forbids the token whose logit is broken; without a report that does no harm."""
+    row = [0.0, 1.0, value, 2.0]
+    matcher = FakeMatcher(lambda _: {0, 1}, 4)
+    assert run(ask(row, temperature=0, matcher=matcher))[0].tokens == (1,)
+    reported = run(ask(row, temperature=0, matcher=FakeMatcher(lambda _: {0, 1}, 4), logprobs=0), ask([1.0, 0, 0, 0]))
+    assert "not finite" in (reported[0].error or "")
+    assert reported[1].error is None
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_broken_row_of_a_prompt_ends_its_request_alone(value):
+    rows = torch.zeros(3, 8)
+    rows[1, 5] = value
+    broken, fine = _chunk([1, 2, 3, 4], 0, 3, 1, None), _chunk([1, 2, 3, 4], 0, 3, 1, None)
+    first, second = run((broken, rows), (fine, torch.zeros(3, 8)))
+    assert "not finite" in (first.error or "")
+    assert second.error is None
+    assert [entry.token_id for entry in second.prompt_logprobs] == [2, 3, 4]
+
+
 def _chunk(prompt: list[int], start: int, stop: int, count: int, sample: SampleSpec | None) -> SequencePlan:
     """A chunk of a prompt whose log-probabilities are asked for."""
     tokens = np.array(prompt[start:stop], np.int32)

@@ -6,8 +6,9 @@ clocks, no memory of earlier searches, so asking twice gives the same path. The 
 
 The search writes text rather than tokens, since a grammar cannot tell how its bytes were cut: at each point it takes
 the text that the grammar forces, else one character by a fixed order of preference (closing brackets and quotes
-first). Then it goes through its choices and tries others at each, keeping what ends sooner. The text is spelled in
-few tokens at the end.
+first). Free text that ends at a marker takes any character and would go on for ever: there the markers are tried, and
+one after which other tokens may follow than before it is the way out. Then the search goes through its choices and
+tries others at each, keeping what ends sooner. The text is spelled in few tokens at the end.
 """
 
 from __future__ import annotations
@@ -71,15 +72,19 @@ class _Step(NamedTuple):
 
 
 class Closer:
-    """Finds closings. ``asked`` counts the questions to the grammar so far: the work done, whatever the machine."""
+    """Finds closings. ``asked`` counts the questions to the grammar so far: the work done, whatever the machine.
 
-    def __init__(self, tokens: TokenTable) -> None:
+    ``markers`` are texts that end free text somewhere in the grammar.
+    """
+
+    def __init__(self, tokens: TokenTable, markers: Sequence[bytes] = ()) -> None:
         self.tokens = tokens
+        self.markers = tuple(markers)
         self.asked = 0
 
     def find(self, cursor: Cursor, limit: int, improving: int = IMPROVING) -> Path | None:
         """At most ``limit`` tokens that complete the output; None if the search finds none."""
-        search = _Search(cursor, self.tokens, limit)
+        search = _Search(cursor, self.tokens, self.markers, limit)
         try:
             return search.run(improving)
         finally:
@@ -123,10 +128,11 @@ def closes(cursor: Cursor, path: Sequence[int]) -> bool:
 
 
 class _Search:
-    def __init__(self, cursor: Cursor, tokens: TokenTable, limit: int) -> None:
+    def __init__(self, cursor: Cursor, tokens: TokenTable, markers: Sequence[bytes], limit: int) -> None:
         self.asked = 0
         self._cursor = cursor
         self._tokens = tokens
+        self._markers = markers
         self._limit = limit
         self._may_ask = MAX_QUESTIONS
         self._steps: list[_Step] = []  # the cursor stands after them
@@ -181,6 +187,7 @@ class _Search:
     def _roll_out(self, max_text: int) -> bool:
         """Go on by preference until the output is complete, or longer than ``max_text`` bytes."""
         rest = max_text - _length(self._steps)
+        orders: dict[bytes, list[int]] = {}  # by the text before a choice: what was taken there comes last
         order = list(_PREFERENCE)
         run = 0
         quoted = False  # just left what looked like a string
@@ -188,15 +195,15 @@ class _Search:
             self.asked += 1
             if self.asked >= self._may_ask or rest < 0 or run > MAX_RUN:
                 return False
-            forced = self._forced()
-            close = None if forced else self._close(quoted)
-            step = forced or close or self._choose(order, run)
+            given = self._forced() or self._leave()
+            close = None if given else self._close(quoted)
+            step = given or close or self._choose(order, run)
             if step is None or not self._push(step):
                 return False
             if step.open:
                 run += 1
-            elif run:
-                run, order = 0, list(_PREFERENCE)
+            else:
+                run, order = 0, orders.setdefault(step.text, list(_PREFERENCE))
             quoted = close is not None and close.text == b'"'
             rest -= len(step.text)
         return True
@@ -205,6 +212,30 @@ class _Search:
         text = self._cursor.forced()[: self._max_text]
         spelled = self._tokens.spell(text) if text else None
         return _Step(text, spelled) if spelled else None
+
+    def _leave(self) -> _Step | None:
+        """A marker that ends the free text here."""
+        before: Row | None = None
+        for marker in self._markers:
+            spelled = self._tokens.spell(marker)
+            if spelled is None:
+                continue
+            step = _Step(marker, spelled)
+            before = self._row() if before is None else before
+            if self._push(step):
+                ends = self._cursor.complete() or not np.array_equal(self._row(), before)
+                self.rewind(len(self._steps) - 1)
+                if ends:
+                    return step
+        return None
+
+    def _row(self) -> Row:
+        """The tokens that may come next."""
+        self.asked += 1
+        row = np.zeros(-(-self._tokens.size // 32), dtype=np.int32)
+        self._cursor.fill(row)
+        row &= self._tokens.text_mask
+        return row
 
     def _close(self, quoted: bool) -> _Step | None:
         """A closing bracket or quote, where that is plainly the shortest way on.
@@ -238,10 +269,7 @@ class _Search:
 
     def _any(self) -> _Step | None:
         """Where no character is allowed: half of one, or a token that stands for no text of its own."""
-        row = np.zeros(-(-self._tokens.size // 32), dtype=np.int32)
-        self._cursor.fill(row)
-        row &= self._tokens.text_mask
-        for token in tokens_in(row)[:1]:
+        for token in tokens_in(self._row())[:1]:
             return _Step(self._tokens.texts[token], (int(token),))
         return None
 

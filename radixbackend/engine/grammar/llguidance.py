@@ -97,7 +97,9 @@ class LLGuidanceBackend:
             return str(make.grammar_from_lark(_choice_grammar(parse_json(constraint))))
         if kind == "grammar":
             return str(make.grammar_from_lark(to_lark(source)))
-        raise ConstraintError("llguidance has no structural tags; the backend xgrammar compiles them")
+        raise ConstraintError(
+            "llguidance compiles no structural tags: they, and so tool calls and what follows reasoning, are xgrammar's"
+        )
 
     def _json_grammar(self, schema: dict[str, Any], constraint: Constraint) -> str:
         options: dict[str, Any] = {"whitespace_flexible": False, "lenient": self._lenient}

@@ -7,6 +7,7 @@ root cursor is never advanced, only forked. A token outside the table, or withou
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,16 @@ MAX_FORCED = 1024  # bytes of forced text considered at once
 
 
 class CursorGrammar:
-    """A compiled constraint, ready to be matched. Built on a worker thread; immutable and shared afterwards."""
+    """A compiled constraint, ready to be matched. Built on a worker thread; immutable and shared afterwards.
 
-    def __init__(self, root: Cursor, tokens: TokenTable, tokenizer: Any, nbytes: int) -> None:
+    ``markers`` are texts that end free text in it; budget steering needs to know them.
+    """
+
+    def __init__(
+        self, root: Cursor, tokens: TokenTable, tokenizer: Any, nbytes: int, markers: Sequence[bytes] = ()
+    ) -> None:
         self.nbytes = nbytes
+        self._markers = tuple(markers)
         self._root = root
         self._lock = threading.Lock()  # a library may not allow two forks at once
         self._tokens = tokens
@@ -40,11 +47,11 @@ class CursorGrammar:
         """A matcher at the start of the output."""
         with self._lock:
             cursor = self._root.fork()
-        return CursorMatcher(cursor, self._tokens, self._speller, Steering(self._tokens, self._start))
+        return CursorMatcher(cursor, self._tokens, self._speller, Steering(self._tokens, self._start, self._markers))
 
     def _shortest(self) -> Path | None:
         try:
-            return Closer(self._tokens).find(self._root.trial(), START_LIMIT, START_IMPROVING)
+            return Closer(self._tokens, self._markers).find(self._root.trial(), START_LIMIT, START_IMPROVING)
         except GrammarCompileError:  # the search went beyond the library's limits; outputs need not
             return None
 

@@ -32,8 +32,8 @@ RETRY = 16  # tokens at least until a search that found nothing is repeated
 class Steering:
     """The certificates of one matcher. Holds no cursor: the caller passes it, and gets it back as it was."""
 
-    def __init__(self, tokens: TokenTable, start: Path | None) -> None:
-        self._closer = Closer(tokens)
+    def __init__(self, tokens: TokenTable, start: Path | None, markers: Sequence[bytes] = ()) -> None:
+        self._closer = Closer(tokens, markers)
         self._tokens = tokens
         self._start = start
         self._budget = -1
@@ -42,7 +42,7 @@ class Steering:
 
     def fork(self) -> Steering:
         """An independent copy."""
-        copy = Steering(self._tokens, self._start)
+        copy = Steering(self._tokens, self._start, self._closer.markers)
         copy._budget = self._budget
         copy._known = list(self._known)
         return copy

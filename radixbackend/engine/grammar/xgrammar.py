@@ -35,6 +35,7 @@ from radixbackend.types import Constraint
 
 MAX_CHOICES = 20_000  # of one choice or enum; more take the library many seconds
 MAX_PROPERTIES = 2_000  # of one object
+MAX_MARKERS = 16  # ends of free text that budget steering knows
 
 # Keywords that the library reads over, wherever they stand in a schema.
 UNENFORCED = (
@@ -74,7 +75,9 @@ class XGrammarBackend:
         except (RuntimeError, ValueError, TypeError) as fault:
             raise _refusal(constraint, fault) from fault
         root, legal = XGrammarCursor(matcher), self._legal(tokens, constraint)
-        return CursorGrammar(root, legal, self._vocabulary.tokenizer, compiled.memory_size_bytes)
+        ends = _ends_of_text(parse_json(constraint)) if constraint.kind == "structural_tag" else ()
+        markers = [end.encode() for end in dict.fromkeys(ends)][:MAX_MARKERS]
+        return CursorGrammar(root, legal, self._vocabulary.tokenizer, compiled.memory_size_bytes, markers)
 
     def unsupported(self, constraint: Constraint) -> Sequence[str]:
         """Pointers of the keywords that the library never enforces.
@@ -235,7 +238,9 @@ def _check_width(schema: Any) -> None:
 
 def _named(node: Any, key: str = "") -> Iterator[str | int]:
     """Every string of a structural tag, and every token id."""
-    if isinstance(node, str) or (isinstance(node, int) and "token" in key):
+    if isinstance(node, str):
+        yield node.replace('\\"', '"') if key == "grammar" else node
+    elif isinstance(node, int) and "token" in key:
         yield node
     elif isinstance(node, list):
         for item in node:
@@ -244,6 +249,24 @@ def _named(node: Any, key: str = "") -> Iterator[str | int]:
         for name, item in node.items():
             if name != "json_schema":
                 yield from _named(item, name)
+
+
+def _ends_of_text(node: Any) -> Iterator[str]:
+    """What ends the free text between the two strings of a tag."""
+    if isinstance(node, list):
+        for item in node:
+            yield from _ends_of_text(item)
+    elif isinstance(node, dict):
+        if node.get("type") == "tag" and _is_text(node.get("content")):
+            ends = node.get("end")
+            yield from (end for end in (ends if isinstance(ends, list) else [ends]) if isinstance(end, str) and end)
+        for key, item in node.items():
+            if key != "json_schema":
+                yield from _ends_of_text(item)
+
+
+def _is_text(node: Any) -> bool:
+    return isinstance(node, dict) and node.get("type") == "any_text"
 
 
 def _refusal(constraint: Constraint, fault: Exception) -> ConstraintError:
