@@ -7,6 +7,7 @@ memory is free) is checked when the engine is built.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -25,7 +26,8 @@ class EngineConfig:
         revision: branch, tag or commit of a hub id.
         dtype: of weights and KV cache; auto takes the checkpoint's (float32 instead of float16 on a CPU).
         device: auto takes CUDA where there is one, else the CPU.
-        attention: name asked of the hook `radix_make_attention`; auto chooses by device.
+        attention: name asked of the hook `radix_make_attention`; built in are torch, triton, triton-deterministic and
+            flashinfer; auto takes the fastest that the device and what is installed allow.
         grammar: name asked of the hook `radix_make_grammar` first.
         kv_cache_tokens: size of the KV pool; None sizes it from ``memory_fraction``.
         memory_fraction: share of the memory free after loading that the KV pool may take.
@@ -42,6 +44,8 @@ class EngineConfig:
         self_check: compare the paged path with the plain model at load.
         trust_remote_code: run modeling code that comes with the checkpoint.
         allow_pickle: load pickled weights when there are no safetensors.
+        max_images: in one request; 0 serves a model with vision as text alone.
+        allowed_image_hosts: from which conversations may have images fetched; ``data:`` URLs are always fine.
         progress: show a bar while weights load; None shows it where stderr is a terminal.
     """
 
@@ -65,6 +69,8 @@ class EngineConfig:
     self_check: bool = True
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    max_images: int = 16
+    allowed_image_hosts: tuple[str, ...] = ()
     progress: bool | None = None
 
     def __post_init__(self) -> None:
@@ -78,6 +84,12 @@ class EngineConfig:
                 self._at_least_one(name)
         for name in ("max_running", "max_waiting"):
             self._at_least_one(name)
+        if isinstance(self.max_images, bool) or not isinstance(self.max_images, int) or self.max_images < 0:
+            raise ConfigError(f"max_images takes an integer of at least 0, not {self.max_images!r}")
+        hosts: object = self.allowed_image_hosts
+        if isinstance(hosts, str) or not isinstance(hosts, Iterable) or not all(isinstance(h, str) for h in hosts):
+            raise ConfigError(f"allowed_image_hosts takes a list of host names, not {hosts!r}")
+        object.__setattr__(self, "allowed_image_hosts", tuple(host.lower() for host in self.allowed_image_hosts))
         if not 0 < self.memory_fraction <= 1:
             raise ConfigError(f"memory_fraction takes a number above 0 to 1, not {self.memory_fraction!r}")
         if not self.grammar_timeout > 0:

@@ -16,8 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal, NewType
 from radixbackend.errors import ConstraintError, InvalidRequestError
 
 if TYPE_CHECKING:
+    import os
+
     import numpy as np
     from numpy.typing import NDArray
+    from PIL.Image import Image as PILImage
+
+    Image = bytes | os.PathLike[str] | PILImage
+    """A picture: an encoded file (PNG, JPEG, WebP, GIF or BMP), the path of one, or a Pillow image."""
 
 RequestId = NewType("RequestId", int)
 """One `GenerationRequest`, unique within an engine."""
@@ -222,6 +228,9 @@ class GenerationRequest:
     Attributes:
         priority: higher is served earlier; waiting time counts too, so a low priority still gets its turn.
         cache_salt: requests share cached prefixes only with requests of the same salt.
+        images: in the order of their places in the prompt. A text has the model's own image token once for each
+            image; token ids are as the model's processor makes them, with an image's token as often as the model
+            needs it.
     """
 
     prompt: str | tuple[int, ...]
@@ -229,10 +238,14 @@ class GenerationRequest:
     constraint: Constraint | None = None
     priority: int = 0
     cache_salt: str | None = None
+    images: tuple[Image, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str | tuple):
             object.__setattr__(self, "prompt", tuple(self.prompt))
+        if isinstance(self.images, str | bytes | bytearray):
+            raise InvalidRequestError("images takes a list of images, not one of them", param="images")
+        object.__setattr__(self, "images", tuple(self.images))
         _integer("priority", self.priority, -(2**31))
 
 
@@ -360,6 +373,7 @@ class EngineStats:
         slots_free + slots_cached + slots_held = slots_total: unused, in the tree and evictable, in use or pinned.
         tree_nodes: nodes of the radix tree.
         grammar_seconds: spent compiling grammars, on worker threads.
+        encoded_images: computed by the model's vision tower; one found in a cache is not.
         quarantines: broken invariants contained so far.
     """
 
@@ -384,6 +398,7 @@ class EngineStats:
     tree_nodes: int = 0
     grammar_seconds: float = 0.0
     quarantines: int = 0
+    encoded_images: int = 0
 
     @property
     def cache_hit_rate(self) -> float:
@@ -444,6 +459,23 @@ class WaitingView:
     priority: int
     waited_steps: int
     waited_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePolicy:
+    """What a backend takes by way of images.
+
+    Attributes:
+        refusal: why it takes none; empty if it takes them.
+        most: in one request.
+        placeholder: what a text has in the place of an image.
+        hosts: from which a conversation may have images fetched.
+    """
+
+    refusal: str = "it has no vision"
+    most: int = 0
+    placeholder: str = ""
+    hosts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,12 @@ history, `messages_of` and `check_history`, says which message it is.
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from radixbackend.errors import InvalidRequestError
@@ -25,13 +28,38 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """An image in a message: a ``data:`` URL, or one to fetch.
+    """An image in a message: its URL, or the bytes of its file.
 
-    The place for it is here, but no model is served with images yet: `ChatService` refuses it.
+    Attributes:
+        url: ``data:``, or ``https:`` and ``http:`` on a host that the backend allows. Never a path, since messages
+            may come from far away: what lies on this machine is read by `of_file`.
+        detail: OpenAI's; models here say themselves how closely they look at an image.
+        data: PNG, JPEG, WebP, GIF or BMP; goes before the URL.
     """
 
-    url: str
+    url: str = ""
     detail: str | None = None
+    data: bytes | None = field(default=None, repr=False)
+
+    @classmethod
+    def of_file(cls, path: str | os.PathLike[str]) -> ImagePart:
+        """The image in a file of this machine. Raises `InvalidRequestError` where there is none."""
+        try:
+            return cls(data=Path(path).read_bytes())
+        except OSError as fault:
+            raise InvalidRequestError(f"the image {os.fspath(path)!r} cannot be read: {fault.strerror}") from fault
+
+    @property
+    def as_url(self) -> str:
+        """The URL, or a ``data:`` one of the bytes."""
+        if self.data is None:
+            return self.url
+        kind = next((kind for start, kind in _BEGINNINGS.items() if self.data.startswith(start)), "png")
+        return f"data:image/{kind};base64,{base64.b64encode(self.data).decode()}"
+
+
+_BEGINNINGS = {b"\xff\xd8": "jpeg", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp"}
+"""Of image files."""
 
 
 ContentPart = TextPart | ImagePart
@@ -120,10 +148,15 @@ class Message:
             return self.content or ""
         return "".join(part.text for part in self.content if isinstance(part, TextPart))
 
+    @property
+    def images(self) -> tuple[ImagePart, ...]:
+        """The images of the content, in order."""
+        parts = self.content if isinstance(self.content, tuple) else ()
+        return tuple(part for part in parts if isinstance(part, ImagePart))
+
     def as_dict(self) -> dict[str, Any]:
         """OpenAI's shape, as templates read it: what is absent is left out, text parts are joined."""
-        images = self.content is not None and any(isinstance(part, ImagePart) for part in self.content)
-        fields: dict[str, Any] = {"role": self.role, "content": _parts(self.content) if images else self.text}
+        fields: dict[str, Any] = {"role": self.role, "content": _parts(self.content) if self.images else self.text}
         if self.name is not None:
             fields["name"] = self.name
         if self.tool_calls:
@@ -193,7 +226,11 @@ def _part(part: Any) -> ContentPart:
     if kind in ("text", "input_text", "output_text", "refusal"):
         return TextPart(_string(fields.get("refusal" if kind == "refusal" else "text"), f"a part of type {kind}"))
     if kind in ("image_url", "input_image", "image"):
-        image = fields.get("image_url")
+        if isinstance(data := fields.get("data", fields.get("image")), bytes):
+            return ImagePart(data=data)
+        image = fields.get("image_url", fields.get("url"))
+        if image is None and fields.get("file_id"):
+            raise InvalidRequestError("has an image by file_id, and no files are kept here; send it as a data: URL")
         if isinstance(image, Mapping):
             return ImagePart(_string(image.get("url"), "the url of an image"), image.get("detail"))
         return ImagePart(_string(image, "the url of an image"), fields.get("detail"))
@@ -206,7 +243,7 @@ def _parts(content: str | tuple[ContentPart, ...] | None) -> Any:
     return [
         {"type": "text", "text": part.text}
         if isinstance(part, TextPart)
-        else {"type": "image_url", "image_url": {"url": part.url}}
+        else {"type": "image_url", "image_url": {"url": part.as_url} | ({"detail": part.detail} if part.detail else {})}
         for part in content
     ]
 

@@ -2,7 +2,8 @@
 
 Rules. A template sees what its author expected: arguments of calls as objects where it looks into them and as JSON
 text where it joins them to text, no content where it asks for none, no tools and calls where it knows nothing of them
-(then they are explained and written as text). Whatever a template raises is the request's fault.
+(then they are explained and written as text), parts of content where it looks at nothing else, and the model's own
+placeholder in the text where it knows nothing of images. Whatever a template raises is the request's fault.
 
 A model without a template gets ChatML if it has ChatML's tokens, else each message as a paragraph that begins with
 its role: ``System: …``, ``User: …``, ``Assistant: …``.
@@ -13,12 +14,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from radixbackend.chat.formats.base import ToolFormat
-from radixbackend.chat.request import ChatRequest, ImagePart, Message, Tool, ToolCall
+from radixbackend.chat.request import ChatRequest, Message, TextPart, Tool, ToolCall
 from radixbackend.chat.tools import instructions
 from radixbackend.errors import InvalidRequestError
 from radixbackend.tokenizer import Tokenizer
@@ -42,6 +43,9 @@ RESERVED = frozenset(
 )
 """What chat_template_kwargs may not set: it is said elsewhere, or changes what the template's renderer returns."""
 
+_PROBE = "what is to be seen here"
+"""A text to look for in what a template writes."""
+
 _ASKS_FOR_NO_CONTENT = re.compile(r"content['\"]?\]?\s+is\s+(not\s+)?none")
 
 
@@ -62,8 +66,9 @@ class _CallStyle:
 class PromptTemplate:
     """Renders one model's prompts; safe to use from many threads."""
 
-    def __init__(self, tokenizer: Tokenizer, tool_format: ToolFormat) -> None:
+    def __init__(self, tokenizer: Tokenizer, tool_format: ToolFormat, placeholder: str = "") -> None:
         self._tokenizer = tokenizer
+        self._placeholder = placeholder
         self._format = tool_format
         own = getattr(tokenizer.inner, "chat_template", None)
         self._default = None if own else _default(tokenizer)
@@ -75,7 +80,6 @@ class PromptTemplate:
 
     def render(self, request: ChatRequest) -> str:
         """The prompt's text; `InvalidRequestError` with the template's own message where it refuses."""
-        _refuse_images(request.messages)
         variables: dict[str, Any] = {}
         if request.reasoning_effort is not None:
             variables["reasoning_effort"] = request.reasoning_effort
@@ -128,18 +132,50 @@ class PromptTemplate:
             return False
         return "probe_key" in text and "probe_value" in text and "'probe_key'" not in text and '\\"' not in text
 
+    @cached_property
+    def _takes_parts(self) -> bool:
+        """Whether the template writes an image's place for a part that is one; else it is written into the text."""
+        text = self._probe([{"type": "image"}, {"type": "text", "text": _PROBE}])
+        return text.count(self._placeholder) == 1 and text.count(_PROBE) == 1 and "'type'" not in text
+
+    @cached_property
+    def _wants_parts(self) -> bool:
+        """Whether all text must come as a part: some templates of models with vision look at nothing else."""
+        return _PROBE not in self._probe(_PROBE) and _PROBE in self._probe([{"type": "text", "text": _PROBE}])
+
+    def _probe(self, content: Any) -> str:
+        try:
+            return self._apply([{"role": "user", "content": content}])
+        except Exception:  # not this way, then
+            return ""
+
+    def _text(self, message: Message) -> str:
+        """The content as text, with a placeholder for each image."""
+        if not message.images:
+            return message.text
+        return "".join(p.text if isinstance(p, TextPart) else self._placeholder for p in message.content or ())
+
     def _messages(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[dict[str, Any]]:
         rendered = [self._message(message) for message in messages]
         if tools and not self._knows_tools:
             text = instructions(self._format, tools)
-            if rendered[0]["role"] == "system":
+            if rendered[0]["role"] == "system" and isinstance(rendered[0]["content"], str):
                 rendered[0]["content"] = f"{rendered[0]['content']}\n\n{text}"
             else:
                 rendered.insert(0, {"role": "system", "content": text})
+        if self._wants_parts:
+            for fields in rendered:
+                if isinstance(fields["content"], str):
+                    fields["content"] = [{"type": "text", "text": fields["content"]}]
         return rendered
 
     def _message(self, message: Message) -> dict[str, Any]:
-        fields = message.as_dict()
+        fields = replace(message, content=self._text(message)).as_dict()
+        if message.images and self._takes_parts:
+            fields["content"] = [
+                {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image"}
+                for part in message.content or ()
+            ]
         if message.role == "developer" and not self._knows_developer:
             fields["role"] = "system"
         if not self._knows_calls and (message.tool_calls or message.role == "tool"):
@@ -154,7 +190,7 @@ class PromptTemplate:
 
     def _as_text(self, message: Message) -> dict[str, Any]:
         if message.role == "tool":
-            return {"role": "user", "content": f"<tool_response>\n{message.text}\n</tool_response>"}
+            return {"role": "user", "content": f"<tool_response>\n{self._text(message)}\n</tool_response>"}
         calls = [(call.name, json.loads(call.arguments)) for call in message.tool_calls]
         written = self._format.write(calls)
         return {"role": "assistant", "content": f"{message.text}\n{written}" if message.text else written}
@@ -163,12 +199,3 @@ class PromptTemplate:
 def _default(tokenizer: Tokenizer) -> str:
     tokens = tokenizer.inner.get_vocab()
     return CHATML if "<|im_start|>" in tokens and "<|im_end|>" in tokens else PARAGRAPHS
-
-
-def _refuse_images(messages: Sequence[Message]) -> None:
-    for index, message in enumerate(messages):
-        if isinstance(message.content, tuple) and any(isinstance(part, ImagePart) for part in message.content):
-            raise InvalidRequestError(
-                f"messages[{index}] has an image, and no model is served with images yet; send text",
-                param="messages",
-            )

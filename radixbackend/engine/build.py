@@ -19,11 +19,13 @@ from radixbackend.engine.embedder import Embedder
 from radixbackend.engine.executor import ModelExecutor
 from radixbackend.engine.grammar.base import Vocabulary
 from radixbackend.engine.grammar.service import GrammarService
+from radixbackend.engine.image_check import image_desk
 from radixbackend.engine.intake import FrontDesk, ModelLimits
 from radixbackend.engine.loop import EngineLoop
 from radixbackend.engine.model_loader import LoadedModel, ModelSpec
 from radixbackend.engine.prefix_cache import PrefixCache
 from radixbackend.engine.prepack import prepack
+from radixbackend.engine.probe import text_part
 from radixbackend.engine.runner import Runner
 from radixbackend.engine.sampler import Sampler
 from radixbackend.engine.scheduler import Limits, Scheduler
@@ -32,7 +34,7 @@ from radixbackend.errors import ConfigError
 from radixbackend.plugins import Plugins
 from radixbackend.structured import FrontDoor
 from radixbackend.tokenizer import Tokenizer
-from radixbackend.types import ModelInfo
+from radixbackend.types import ImagePolicy, ModelInfo
 
 if TYPE_CHECKING:
     from radixbackend.chat.formats.base import ToolFormat
@@ -69,6 +71,7 @@ class Parts:
     loop: EngineLoop
     tool_format: ToolFormat | None
     reasoning_format: ReasoningFormat | None
+    images: ImagePolicy
 
 
 def build(config: EngineConfig, plugins: Iterable[object] = ()) -> Parts:
@@ -80,12 +83,13 @@ def build(config: EngineConfig, plugins: Iterable[object] = ()) -> Parts:
     model = hooks.load_model(ModelSpec.of(config))
     info = _describe(model)
     formats = hooks.tool_format(info), hooks.reasoning_format(info)
-    embedder = Embedder(model, model.model.config._attn_implementation)
+    embedder = Embedder(model, text_part(model.model).config._attn_implementation)
     prepack(model)
     kernel = hooks.make_attention(config.attention, model.device.type)
     with contextlib.ExitStack() as resources:
         runner = choose_runner(model, kernel, self_check=config.self_check)
         resources.callback(runner.close)
+        images, refusal = image_desk(model, runner, most=config.max_images, self_check=config.self_check)
         capacity = _capacity(config, model, runner)
         runner.allocate(capacity)
         tokenizer = None if model.tokenizer is None else Tokenizer(model.tokenizer)
@@ -104,11 +108,14 @@ def build(config: EngineConfig, plugins: Iterable[object] = ()) -> Parts:
             rank=hooks.rank_waiting,
             on_leave=executor.forget,
             compile_seconds=(lambda: grammars.seconds) if grammars else (lambda: 0.0),
+            encoded_images=lambda: runner.encoded_images,
             jump_forward=config.jump_forward,
         )
         max_context = min(config.max_context or model.max_context, model.max_context)
         limits = ModelLimits(model.vocab_size, max_context, capacity)
-        desk = FrontDesk(limits, tokenizer, FrontDoor(), grammars, config.grammar, model.end_tokens)
+        place = "" if images is None else images.placeholder
+        policy = ImagePolicy(refusal, config.max_images, place, config.allowed_image_hosts)
+        desk = FrontDesk(limits, tokenizer, FrontDoor(), grammars, config.grammar, model.end_tokens, images, refusal)
         loop = EngineLoop(
             scheduler,
             executor,
@@ -116,7 +123,9 @@ def build(config: EngineConfig, plugins: Iterable[object] = ()) -> Parts:
             max_open=config.max_running + config.max_waiting,
             on_exit=resources.pop_all().close,
         )
-    return Parts(config, hooks, model, tokenizer, cache, scheduler, grammars, limits, desk, embedder, loop, *formats)
+    return Parts(
+        config, hooks, model, tokenizer, cache, scheduler, grammars, limits, desk, embedder, loop, *formats, policy
+    )
 
 
 def _describe(model: LoadedModel) -> ModelInfo:

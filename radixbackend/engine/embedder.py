@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from radixbackend.engine.model_loader import LoadedModel
+from radixbackend.engine.probe import text_part
 from radixbackend.errors import InvalidRequestError, UnsupportedModelError
 
 Mode = Literal["lasttoken", "mean", "cls", "weightedmean"]
@@ -119,10 +120,11 @@ class Embedder:
         """Final hidden states ``[T, d]``."""
         model: Any = self._loaded.model
         ids = torch.tensor([list(tokens)], device=self._loaded.device)
-        paged = model.config._attn_implementation
+        part = text_part(model)
+        paged = part.config._attn_implementation
         switch = paged != self._attention
         if switch:
-            model.set_attn_implementation(self._attention)
+            part.set_attn_implementation(self._attention)
         try:
             body = model.base_model
             if body is model:  # without a body of its own: the head computes for nothing
@@ -131,6 +133,6 @@ class Embedder:
                 out = body(input_ids=ids, use_cache=False).last_hidden_state
         finally:
             if switch:
-                model.set_attn_implementation(paged)
+                part.set_attn_implementation(paged)
         states: torch.Tensor = out[0]
         return states

@@ -29,6 +29,7 @@ from radixbackend.types import (
     EngineStats,
     GenerationRequest,
     GenerationResult,
+    ImagePolicy,
     Prompt,
     RequestId,
     SamplingParams,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from radixbackend.chat.reasoning import ReasoningFormat
     from radixbackend.engine.radix_tree import NodeDump
     from radixbackend.tokenizer import Tokenizer
+    from radixbackend.types import Image
 
 LONG_TEXT = 2048
 """Characters from which on a prompt is tokenized off the event loop."""
@@ -73,6 +75,7 @@ class Engine:
         constraint: Constraint | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
+        images: Sequence[Image] = (),
         timeout: float | None = None,
     ) -> GenerationResult: ...
 
@@ -85,6 +88,7 @@ class Engine:
         constraint: Constraint | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
+        images: Sequence[Image] = (),
         timeout: float | None = None,
         return_exceptions: Literal[False] = False,
     ) -> list[GenerationResult]: ...
@@ -98,6 +102,7 @@ class Engine:
         constraint: Constraint | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
+        images: Sequence[Image] = (),
         timeout: float | None = None,
         return_exceptions: Literal[True],
     ) -> list[GenerationResult | RadixError]: ...
@@ -110,6 +115,7 @@ class Engine:
         constraint: Constraint | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
+        images: Sequence[Image] = (),
         timeout: float | None = None,
         return_exceptions: bool = False,
     ) -> object:
@@ -117,6 +123,7 @@ class Engine:
 
         Args:
             prompt: text, token ids, a `GenerationRequest` (which then says everything), or a list of these.
+            images: of one prompt, in the order of their places in it; see `GenerationRequest`.
             timeout: seconds for all of it; past them what is unfinished is aborted.
             return_exceptions: for a list: put a request's error in its place instead of raising the first.
 
@@ -128,7 +135,11 @@ class Engine:
         parts = self._parts
         many = _is_many(prompt)
         prompts: Sequence[Any] = prompt if many else [prompt]  # type: ignore[assignment]
-        asked = [_one(p, sampling, constraint, priority, cache_salt) for p in prompts]
+        if many and images:
+            raise InvalidRequestError(
+                "images belong to one prompt; pass a list of GenerationRequests, each with its own", param="images"
+            )
+        asked = [_one(p, sampling, constraint, priority, cache_salt, images) for p in prompts]
         channels = [Channel() for _ in asked]
         intakes = [parts.desk.admit(a, c.put) for a, c in zip(asked, channels, strict=True)]
         _submit(parts, intakes)
@@ -154,6 +165,7 @@ class Engine:
         constraint: Constraint | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
+        images: Sequence[Image] = (),
         timeout: float | None = None,
     ) -> GenerationResult:
         """Answer one prompt without blocking the event loop; a cancelled task aborts the request.
@@ -161,7 +173,7 @@ class Engine:
         Many at once: ``asyncio.gather``. Arguments and errors as for `generate`.
         """
         parts, channel = self._parts, AsyncChannel()
-        intake = await _admit(parts, _one(prompt, sampling, constraint, priority, cache_salt), channel)
+        intake = await _admit(parts, _one(prompt, sampling, constraint, priority, cache_salt, images), channel)
         try:
             collector, deadline = Collector(intake), Deadline(timeout)
             while not collector.done:
@@ -178,11 +190,12 @@ class Engine:
         constraint: Constraint | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
+        images: Sequence[Image] = (),
         timeout: float | None = None,
     ) -> TokenStream:
         """The answer's events as they come; the request is queued at once. Arguments and errors as for `generate`."""
         parts, channel = self._parts, Channel()
-        intake = parts.desk.admit(_one(prompt, sampling, constraint, priority, cache_salt), channel.put)
+        intake = parts.desk.admit(_one(prompt, sampling, constraint, priority, cache_salt, images), channel.put)
         _submit(parts, [intake])
         return TokenStream(intake, channel, Deadline(timeout), functools.partial(_abandon, parts, [intake]))
 
@@ -194,11 +207,12 @@ class Engine:
         constraint: Constraint | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
+        images: Sequence[Image] = (),
         timeout: float | None = None,
     ) -> AsyncTokenStream:
         """The answer's events as they come, without blocking the event loop; queued when first awaited."""
         parts = self._parts
-        asked = _one(prompt, sampling, constraint, priority, cache_salt)
+        asked = _one(prompt, sampling, constraint, priority, cache_salt, images)
         return AsyncTokenStream(
             functools.partial(_admit, parts, asked), timeout, lambda intake: _abandon(parts, [intake])
         )
@@ -297,6 +311,11 @@ class Engine:
         return self._parts.limits.longest
 
     @property
+    def images(self) -> ImagePolicy:
+        """Whether this model takes images, and which."""
+        return self._parts.images
+
+    @property
     def tool_format(self) -> ToolFormat | None:
         """How this model writes tool calls, as `radix_tool_format` says."""
         return self._parts.tool_format
@@ -375,7 +394,8 @@ def _submit(parts: Parts, intakes: Sequence[Intake]) -> None:
 
 async def _admit(parts: Parts, asked: GenerationRequest, channel: AsyncChannel) -> Intake:
     """Check and queue; off the event loop where checking takes long."""
-    if asked.constraint is not None or (isinstance(asked.prompt, str) and len(asked.prompt) > LONG_TEXT):
+    long = isinstance(asked.prompt, str) and len(asked.prompt) > LONG_TEXT
+    if asked.constraint is not None or asked.images or long:
         intake = await asyncio.to_thread(parts.desk.admit, asked, channel.put)
     else:
         intake = parts.desk.admit(asked, channel.put)
@@ -397,6 +417,7 @@ def _one(
     constraint: Constraint | None,
     priority: int,
     cache_salt: str | None,
+    images: Sequence[Image] = (),
 ) -> GenerationRequest:
     if isinstance(prompt, GenerationRequest):
         return prompt
@@ -406,7 +427,7 @@ def _one(
             param="prompt",
         )
     prompt = prompt if isinstance(prompt, str) else tuple(prompt)
-    return GenerationRequest(prompt, sampling or SamplingParams(), constraint, priority, cache_salt)
+    return GenerationRequest(prompt, sampling or SamplingParams(), constraint, priority, cache_salt, images)  # type: ignore[arg-type]
 
 
 def _is_many(prompt: object) -> bool:

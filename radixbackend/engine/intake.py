@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from radixbackend.engine.grammar.base import Grammar
+from radixbackend.engine.plan import PromptImages
 from radixbackend.engine.request import Request, Update
 from radixbackend.errors import ConstraintError, ContextLengthError, InvalidRequestError
 from radixbackend.tokenizer import TextStream, Tokenizer
@@ -25,6 +26,7 @@ from radixbackend.types import Constraint, GenerationRequest, RequestId, Samplin
 
 if TYPE_CHECKING:
     from radixbackend.engine.grammar.service import GrammarService
+    from radixbackend.engine.images import ImageDesk
     from radixbackend.structured import FrontDoor
 
 
@@ -79,6 +81,8 @@ class FrontDesk:
         grammars: GrammarService | None,
         grammar: str,
         end_tokens: tuple[int, ...] = (),
+        images: ImageDesk | None = None,
+        no_images: str = "it has no vision",
     ) -> None:
         self._limits = limits
         self._tokenizer = tokenizer
@@ -86,13 +90,15 @@ class FrontDesk:
         self._grammars = grammars
         self._grammar = grammar
         self._end_tokens = end_tokens
+        self._images = images
+        self._no_images = no_images
         self._ids = itertools.count()
 
     def admit(self, asked: GenerationRequest, sink: Callable[[Update], None], *, pin: bool = False) -> Intake:
         """Raises `InvalidRequestError` or one of its kinds; then nothing was queued."""
         params = asked.sampling
         self._check_params(params)
-        prompt = self._encode(asked.prompt)
+        prompt, images = self._read(asked) if asked.images else (self._encode(asked.prompt), None)
         max_length = self._max_length(len(prompt), params)
         grammar, validate = None, None
         if asked.constraint is not None and max_length > len(prompt):
@@ -113,6 +119,7 @@ class FrontDesk:
             priority=asked.priority,
             grammar=grammar,
             stop_checks=stop_checks,
+            images=images,
             pin=pin,
             submitted=time.monotonic(),
         )
@@ -146,6 +153,15 @@ class FrontDesk:
             raise InvalidRequestError("the prompt is empty; pass at least one token", param="prompt")
         self._check_tokens("prompt", prompt)
         return list(prompt)
+
+    def _read(self, asked: GenerationRequest) -> tuple[list[int], PromptImages]:
+        if self._images is None:
+            raise InvalidRequestError(f"this model takes no images: {self._no_images}", param="images")
+        if not isinstance(asked.prompt, str):
+            self._check_tokens("prompt", asked.prompt)
+        prompt, images = self._images.read(asked.prompt, asked.images, asked.cache_salt)
+        self._check_tokens("prompt", tuple(prompt))
+        return prompt, images
 
     def _check_tokens(self, param: str, tokens: tuple[int, ...]) -> None:
         size = self._limits.vocab_size

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from radixbackend.engine.processor import load_processor
 from radixbackend.engine.rope import context_limit
 from radixbackend.errors import (
     ConfigError,
@@ -49,11 +50,16 @@ TOKENIZER_FILES = (
     "tekken.json",
 )
 HEADER_BYTES = 1 << 16
+TEXT_SUFFIXES = (".json", ".jinja", ".model", ".txt")
+SAMPLES, SAMPLE_BYTES = 256, 512
+"""What a fingerprint reads of a file beyond its first bytes."""
+SHIPPED = {"radix-tiny": Path(__file__).parents[1] / "models" / "radix_tiny"}
+"""The models that come with the package, by name; a folder of that name in the working directory goes first."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What to load and how; the fields are those of `EngineConfig`."""
+    """What to load and how; the fields are those of `EngineConfig`, and whether to load the processor for images."""
 
     model: str
     revision: str | None = None
@@ -63,6 +69,7 @@ class ModelSpec:
     allow_pickle: bool = False
     progress: bool | None = None
     max_context: int | None = None
+    images: bool = True
 
     @classmethod
     def of(cls, config: EngineConfig) -> ModelSpec:
@@ -75,6 +82,7 @@ class ModelSpec:
             allow_pickle=config.allow_pickle,
             progress=config.progress,
             max_context=config.max_context,
+            images=config.max_images > 0,
         )
 
 
@@ -90,6 +98,8 @@ class LoadedModel:
         vocab_size: logits per row; may exceed the tokenizer's entries.
         max_context: longest sequence the model computes exactly, see `radixbackend.engine.rope`.
         folder: where its files lie; None for a model made in memory.
+        processor: of a model with vision, transformers' own.
+        no_processor: why there is none.
     """
 
     model: Any
@@ -103,6 +113,8 @@ class LoadedModel:
     device: torch.device
     name: str
     folder: Path | None = None
+    processor: Any = None
+    no_processor: str = ""
 
     @classmethod
     def of(
@@ -113,6 +125,8 @@ class LoadedModel:
         name: str = "",
         folder: Path | None = None,
         max_context: int | None = None,
+        processor: Any = None,
+        no_processor: str = "it has no vision",
     ) -> LoadedModel:
         """From a transformers model in memory, which is switched to evaluation mode without gradients.
 
@@ -136,18 +150,27 @@ class LoadedModel:
             device=model.device,
             name=name or type(model).__name__,
             folder=folder,
+            processor=processor,
+            no_processor="" if processor is not None else no_processor,
         )
 
     @cached_property
     def weights_hash(self) -> str:
-        """A cheap fingerprint of the checkpoint: names, sizes and first bytes of its weight and config files."""
+        """A cheap fingerprint of what answers depend on: weights, configuration, tokenizer, chat template.
+
+        Of large files it reads samples from all over: a fine-tune may leave the layers that come first as they were.
+        """
         digest = hashlib.sha256()
         files = [] if self.folder is None else sorted(self.folder.iterdir())
         for file in files:
-            if file.suffix in (*WEIGHT_SUFFIXES, *PICKLE_SUFFIXES) or file.name == "config.json":
-                digest.update(f"{file.name}:{file.stat().st_size}:".encode())
+            if file.suffix in (*WEIGHT_SUFFIXES, *PICKLE_SUFFIXES, *TEXT_SUFFIXES):
+                size = file.stat().st_size
+                digest.update(f"{file.name}:{size}:".encode())
                 with file.open("rb") as opened:
                     digest.update(opened.read(HEADER_BYTES))
+                    for part in range(1, SAMPLES if size > HEADER_BYTES else 0):
+                        opened.seek(size * part // SAMPLES)
+                        digest.update(opened.read(SAMPLE_BYTES))
         if not files:
             digest.update(repr((self.name, self.config.to_json_string(), id(self.model))).encode())
         return digest.hexdigest()
@@ -167,8 +190,21 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         config = _load_config(folder, spec)
         model = _load_weights(folder, config, spec, device)
         tokenizer = _load_tokenizer(folder, spec)
+        processor, reason = None, "max_images is 0"
+        if spec.images:
+            processor, reason = load_processor(folder, config, tokenizer, trust_remote_code=spec.trust_remote_code)
+        if template := getattr(processor, "chat_template", None):
+            tokenizer.chat_template = tokenizer.chat_template or template  # older checkpoints have it there alone
         model = model.to(device)
-        return LoadedModel.of(model, tokenizer, name=spec.model, folder=folder, max_context=spec.max_context)
+        return LoadedModel.of(
+            model,
+            tokenizer,
+            name=spec.model,
+            folder=folder,
+            max_context=spec.max_context,
+            processor=processor,
+            no_processor=reason,
+        )
 
 
 def find_device(name: str) -> torch.device:
@@ -190,6 +226,8 @@ def _folder(spec: ModelSpec) -> Path:
     path = Path(spec.model).expanduser()
     if path.is_dir():
         return path
+    if spec.model in SHIPPED:
+        return SHIPPED[spec.model]
     if path.is_file():
         raise ModelNotFoundError(f"{spec.model!r} is a file; pass the folder that holds config.json and the weights")
     parts = spec.model.split("/")
@@ -244,12 +282,19 @@ def _load_config(folder: Path, spec: ModelSpec) -> Any:
 
 
 def _load_weights(folder: Path, config: Any, spec: ModelSpec, device: torch.device) -> Any:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    )
 
     dtype = spec.dtype
     if dtype == "auto" and device.type == "cpu" and config.get_text_config(decoder=True).dtype == torch.float16:
         dtype = "float32"
-    loader: Any = AutoModelForCausalLM
+    sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    if not spec.images and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        sees = False  # often a smaller class, without the tower
+    loader: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     try:
         model, info = loader.from_pretrained(
             folder,

@@ -8,6 +8,7 @@ forward, never through a global. No queues, no sampling, no decision about slots
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,11 @@ from radixbackend.engine.probe import (
     probe_tokens,
     register_attention,
     takes_index,
+    text_part,
     unregister_attention,
 )
 from radixbackend.engine.runner import Logits, wanted_rows
+from radixbackend.engine.vision import Vision
 from radixbackend.errors import IntegrityError, UnsupportedModelError
 
 
@@ -39,7 +42,8 @@ class ModelRunner:
         self.device = loaded.device
         self.attention = attention
         self.name = f"radixbackend_{id(self):x}"
-        self._original_attention = self.model.config._attn_implementation
+        self._original_attention = text_part(self.model).config._attn_implementation
+        self.vision = None if loaded.processor is None else Vision(loaded)
         self._takes_index = takes_index(self.model)
         self._store: KVStore | None = None
         self._call = 0
@@ -60,6 +64,10 @@ class ModelRunner:
     def capacity(self) -> int:
         return 0 if self._store is None else self._store.capacity
 
+    @property
+    def encoded_images(self) -> int:
+        return 0 if self.vision is None else self.vision.encoded
+
     def allocate(self, capacity: int) -> None:
         if self._store is not None:
             self._store.close()
@@ -71,12 +79,16 @@ class ModelRunner:
             raise IntegrityError("the runner has no slots: allocate() comes first")
         wanted, offsets = wanted_rows(plan)
         ids = self._row([s.tokens for s in plan.sequences])
-        positions = self._row([np.arange(s.start, s.context, dtype=np.int32) for s in plan.sequences])
+        shown: AbstractContextManager[None] = nullcontext()
+        if self.vision is not None and any(s.images for s in plan.sequences):
+            positions, shown = self.vision.positions(plan), self.vision.shown(plan)
+        else:
+            positions = self._row([np.arange(s.start, s.context, dtype=np.int32) for s in plan.sequences])
         rows = torch.from_numpy(wanted).to(self.device, torch.long)
         self._call = 0
         self.attention.begin(AttentionBatch.of(plan))
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), shown:
                 logits = self._forward(ids, positions, rows)
         finally:
             self.attention.end()
@@ -124,9 +136,11 @@ class ModelRunner:
         """Nothing is kept beyond the slots."""
 
     def close(self) -> None:
-        if self.model.config._attn_implementation == self.name:
-            self.model.set_attn_implementation(self._original_attention)
+        if (part := text_part(self.model)).config._attn_implementation == self.name:
+            part.set_attn_implementation(self._original_attention)
         unregister_attention(self.name)
+        if self.vision is not None:
+            self.vision.clear()
         if self._store is not None:
             self._store.close()
             self._store = None

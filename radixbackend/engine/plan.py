@@ -8,8 +8,9 @@ the plan is made.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NewType, Protocol
+from typing import Any, NewType, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,47 @@ SequenceId = NewType("SequenceId", int)
 """One choice of one request, unique within an engine."""
 
 IntArray = NDArray[np.int32]
+
+Blocks = tuple[tuple[int, int], ...]
+"""Stretches of a prompt, from and to, in which every token sees every other, later ones too."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageInput:
+    """One image as the model takes it, and the stretch of the prompt that stands for it."""
+
+    key: int  # below 0; equal for equal images and for no others, as long as the engine lives
+    start: int  # position of tokens[0]
+    tokens: IntArray  # from the first placeholder to the last; some models have other tokens between them
+    rows: IntArray  # which of the tokens are placeholders
+    tensors: Mapping[str, NDArray[Any]]  # by the names that the model's forward gives them
+
+    @property
+    def positions(self) -> IntArray:
+        """[placeholders] in the prompt."""
+        return self.start + self.rows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptImages:
+    """The images of a prompt, and what they mean for its other tokens."""
+
+    images: tuple[ImageInput, ...]
+    keys: IntArray  # [prompt] tokens as prefixes are compared: what depends on an image has a number below 0 instead
+    grid: IntArray | None = None  # [3, prompt] positions in time, height and width, for models that have them
+    shift: int = 0  # what is generated has its position plus this, in all three
+    blocks: Blocks = ()
+
+    def usable(self, cached: int) -> int:
+        """How much of a cached prefix of this length can be used: none of it may end within a block."""
+        return next((start for start, stop in self.blocks if start < cached < stop), cached)
+
+    def chunk(self, start: int, count: int) -> int:
+        """How many tokens to compute instead of ``count``, so that no chunk ends within a block."""
+        for low, high in self.blocks:
+            if low < start + count < high:
+                return (low if low > start else high) - start
+        return count
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +76,7 @@ class SequencePlan:
     sample: SampleSpec | None  # None: a prompt chunk that is not the last
     prompt_logprobs: int | None = None  # asked for: logits of every row of this chunk are wanted
     next_token: int | None = None  # the prompt token that follows this chunk; None at the prompt's end
+    images: PromptImages | None = None  # of the prompt, where it has any
 
     @property
     def context(self) -> int:

@@ -66,6 +66,16 @@ def unregister_attention(name: str) -> None:
     AttentionMaskInterface._global_mapping.pop(name, None)
 
 
+def text_part(model: Any) -> Any:
+    """The module whose attention serves text: of a model with a vision part its decoder, else all of it.
+
+    Switch attention on it alone: towers keep theirs.
+    """
+    config = model.config
+    apart = getattr(config, "vision_config", None) is not None and config.get_text_config(decoder=True) is not config
+    return model.get_decoder() if apart else model
+
+
 class AttentionProbe:
     """Records one forward; `layers` then says what it saw."""
 
@@ -106,14 +116,15 @@ class AttentionProbe:
 
         Raises `UnsupportedModelError`.
         """
-        if not model._can_set_attn_implementation():
+        part = text_part(model)
+        if not part._can_set_attn_implementation():
             raise UnsupportedModelError("its attention does not go through transformers' attention interface")
         device = next(model.parameters()).device
         ids = torch.tensor([tokens[:PROBE_TOKENS]], device=device)
         register_attention(name, self.attention, self.mask)
         try:
             with torch.inference_mode():
-                model.set_attn_implementation(name)
+                part.set_attn_implementation(name)
                 model(input_ids=ids, position_ids=torch.arange(ids.shape[1], device=device)[None], use_cache=False)
         finally:
             unregister_attention(name)
@@ -170,7 +181,8 @@ class _Call:
         for name, extra in self.kwargs.items():
             if isinstance(extra, torch.Tensor) and name not in HARMLESS_KWARGS and name != "s_aux":
                 raise UnsupportedModelError(f"its attention takes {name!r}, which no paged kernel here understands")
-        if self.kwargs.get("is_causal") is False or not getattr(self.module, "is_causal", True):
+        causal = self.kwargs.get("is_causal") is not False and getattr(self.module, "is_causal", True)
+        if self.mask is None and not causal:  # a mask says it better
             raise UnsupportedModelError(f"{type(self.module).__name__} is not causal")
 
     def configured(self) -> Reach:

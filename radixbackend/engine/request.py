@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from radixbackend.engine.grammar.base import Grammar, Matcher
-from radixbackend.engine.plan import IntArray, SequenceId
+from radixbackend.engine.plan import IntArray, PromptImages, SequenceId
 from radixbackend.engine.prefix_cache import Lease
 from radixbackend.errors import IntegrityError, RequestError
 from radixbackend.types import RequestId, SamplingParams, TokenEvent, TokenLogprob, Usage
@@ -72,6 +72,7 @@ class Request:
     priority: int = 0
     grammar: Future[Grammar] | None = None
     stop_checks: tuple[StopCheck, ...] | None = None  # one per choice
+    images: PromptImages | None = None
     pin: bool = False  # keep the prompt's prefix locked when the request ends
     submitted: float = 0.0
     admitted: float | None = None
@@ -128,6 +129,7 @@ class Sequence:
         "drafts",
         "id",
         "index",
+        "keys",
         "lease",
         "matcher",
         "num_cached",
@@ -150,6 +152,8 @@ class Sequence:
         self.index = index
         self.seed = request.seeds[index]
         self.tokens = TokenBuffer(request.prompt)
+        # What the tree knows the tokens by: an image's placeholders look like those of any other image.
+        self.keys = self.tokens if request.images is None else TokenBuffer(request.images.keys)
         self.num_prompt = len(request.prompt)
         self.status = Status.WAITING
         self.arrival = int(sequence_id)
@@ -170,6 +174,12 @@ class Sequence:
         if status not in TRANSITIONS[self.status]:
             raise IntegrityError(f"sequence {self.id} cannot go from {self.status.value} to {status.value}")
         self.status = status
+
+    def append(self, token: int) -> None:
+        """Add a generated token."""
+        self.tokens.append(token)
+        if self.keys is not self.tokens:
+            self.keys.append(token)
 
     @property
     def num_generated(self) -> int:
@@ -194,7 +204,7 @@ class Sequence:
 
     @property
     def matchable(self) -> IntArray:
-        """The tokens a cached prefix may cover: at least one must be computed, or there is nothing to sample from."""
+        """The keys a cached prefix may cover: at least one must be computed, or there is nothing to sample from."""
         if self.wants_prompt_logprobs:
-            return self.tokens.view(0, 0)  # every prompt row's logits are wanted
-        return self.tokens.view(0, len(self.tokens) - (0 if self.prefill_only else 1))
+            return self.keys.view(0, 0)  # every prompt row's logits are wanted
+        return self.keys.view(0, len(self.keys) - (0 if self.prefill_only else 1))

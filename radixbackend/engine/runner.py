@@ -60,10 +60,14 @@ class Runner(Protocol):
     Attributes:
         traits: what the scheduler must respect.
         bytes_per_slot: memory one token of KV cache takes, in every layer together.
+        encoded_images: computed so far.
     """
 
     traits: ExecutorTraits
     bytes_per_slot: int
+
+    @property
+    def encoded_images(self) -> int: ...
 
     def allocate(self, capacity: int) -> None:
         """Make room for slots ``0 … capacity - 1``; must be called before `run`. Again: drops what was stored."""

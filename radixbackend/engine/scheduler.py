@@ -28,6 +28,7 @@ import numpy as np
 
 from radixbackend.engine.plan import (
     ExecutorTraits,
+    IntArray,
     Sampled,
     SampleSpec,
     SequenceId,
@@ -79,7 +80,8 @@ class Scheduler:
     """Queues, budget, ranking, retraction and commit.
 
     ``rank`` orders waiting views (indices, first to be admitted first). ``on_leave`` hears of each sequence that
-    leaves the batch. ``compile_seconds`` tells what grammars took so far, for the stats.
+    leaves the batch. ``compile_seconds`` tells what grammars took so far, ``encoded_images`` how many images the model
+    has computed, both for the stats.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Scheduler:
         rank: Callable[[Seq[WaitingView]], Seq[int]],
         on_leave: Callable[[SequenceId], None],
         compile_seconds: Callable[[], float] = lambda: 0.0,
+        encoded_images: Callable[[], int] = lambda: 0,
         jump_forward: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -102,6 +105,7 @@ class Scheduler:
         self._rank = rank
         self._on_leave = on_leave
         self._compile_seconds = compile_seconds
+        self._encoded_images = encoded_images
         self._use_drafts = jump_forward and traits.drafts
         self._clock = clock
         self._ids = itertools.count()
@@ -161,6 +165,7 @@ class Scheduler:
             tree_nodes=usage.nodes,
             evicted_tokens=usage.evicted_tokens,
             grammar_seconds=self._compile_seconds(),
+            encoded_images=self._encoded_images(),
             **self._count,
         )
 
@@ -210,6 +215,9 @@ class Scheduler:
         """Give one running sequence its share of the budget; returns how many tokens that is."""
         pending = self._pending(sequence)
         count = pending if budget > 0 and not self._traits.chunks else min(pending, max(budget, 0))
+        if count and sequence.request.images is not None:
+            count = sequence.request.images.chunk(sequence.num_computed, count)
+            count = count if count <= pending else 0  # a block is computed as a whole, when its last token can be
         if not count or not self._make_room(sequence, count, shares):
             return 0
         drafts: tuple[int, ...] = ()
@@ -267,6 +275,7 @@ class Scheduler:
             sample=sample,
             prompt_logprobs=params.prompt_logprobs if sequence.wants_prompt_logprobs else None,
             next_token=int(sequence.tokens.view()[stop]) if stop < sequence.num_prompt else None,
+            images=sequence.request.images,
         )
 
     # -- admission -----------------------------------------------------------------------------------------------
@@ -309,7 +318,7 @@ class Scheduler:
                 leader.num_computed < leader.num_prompt
                 and leader.request.namespace == sequence.request.namespace
                 and coming >= least
-                and np.array_equal(leader.tokens.view(0, least), mine[:least])
+                and np.array_equal(leader.keys.view(0, least), mine[:least])
             ):
                 return True
         return False
@@ -319,7 +328,7 @@ class Scheduler:
 
         A sequence that would not fit even alone ends with an error.
         """
-        lease = self._cache.acquire(sequence.matchable, sequence.request.namespace)
+        lease = self._cache.acquire(self._usable(sequence), sequence.request.namespace)
         length = len(sequence.tokens)
         running = list(self._running.values())
         reserve = self._growth.reserve([*running, sequence]) if running and not alone else 0
@@ -340,6 +349,15 @@ class Scheduler:
         if sequence.prefill_only and not self._pending(sequence):
             self._end_choice(sequence, (), (), "length")
         return True
+
+    def _usable(self, sequence: Sequence) -> IntArray:
+        """The keys of which a cached prefix may be used."""
+        images = sequence.request.images
+        if images is None or not images.blocks:
+            return sequence.matchable
+        # Of a block that is cached to its end, the last token may be computed once more.
+        cached = self._cache.match(sequence.keys.view(), sequence.request.namespace)
+        return sequence.matchable[: images.usable(cached)]
 
     def _note_admission(self, sequence: Sequence, cached: int) -> None:
         if sequence.num_cached is None:
@@ -400,7 +418,7 @@ class Scheduler:
         sequence.prompt_logprobs.extend(sampled.prompt_logprobs)
         if share.start < sequence.num_prompt or computed > 1:
             # Decoded tokens are published when the sequence leaves, in one piece.
-            self._cache.publish(sequence.lease, sequence.tokens.view(0, share.start + computed))
+            self._cache.publish(sequence.lease, sequence.keys.view(0, share.start + computed))
             self._count["prefilled_tokens"] += computed
         if share.sample is not None:
             self._count["drafted_tokens"] += drafts
@@ -416,7 +434,7 @@ class Scheduler:
         kept = 0
         for token in sampled.tokens:
             kept += 1
-            sequence.tokens.append(token)
+            sequence.append(token)
             reason, stop_reason = self._ends(sequence, token)
             if reason:
                 break
@@ -554,7 +572,7 @@ class Scheduler:
         assert lease is not None
         del self._running[sequence.id]
         self._on_leave(sequence.id)
-        self._cache.publish(lease, sequence.tokens.view(0, sequence.num_computed))
+        self._cache.publish(lease, sequence.keys.view(0, sequence.num_computed))
         if not keep_lease:
             self._cache.release(lease)
             sequence.lease = None

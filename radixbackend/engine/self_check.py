@@ -22,7 +22,7 @@ from radixbackend.engine.attention.base import AttentionBackend
 from radixbackend.engine.model_loader import LoadedModel
 from radixbackend.engine.model_runner import ModelRunner
 from radixbackend.engine.plan import ExecutorTraits, IntArray, SequenceId, SequencePlan, StepPlan
-from radixbackend.engine.probe import has_states, refuse_unknown_caches, special_tokens
+from radixbackend.engine.probe import has_states, refuse_unknown_caches, special_tokens, text_part
 from radixbackend.engine.runner import Runner
 from radixbackend.engine.sequential_runner import SequentialRunner
 from radixbackend.errors import UnsupportedModelError
@@ -150,11 +150,12 @@ def plain_attention(model: Any, runner: Runner) -> Iterator[None]:
     if not isinstance(runner, ModelRunner):
         yield
         return
-    model.set_attn_implementation("eager")
+    part = text_part(model)
+    part.set_attn_implementation("eager")
     try:
         yield
     finally:
-        model.set_attn_implementation(runner.name)
+        part.set_attn_implementation(runner.name)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -56,6 +56,10 @@ class SequentialRunner:
         self.bytes_per_slot = max(1, growth + max(0, short - 2 * growth) // STATE_SHARE)
         self.traits = ExecutorTraits(shares_prefixes=False, chunks=chunks, drafts=chunks and self._croppable)
 
+    @property
+    def encoded_images(self) -> int:
+        return 0
+
     def allocate(self, capacity: int) -> None:
         """Slots only count tokens here; what was kept is dropped."""
         self._states.clear()
