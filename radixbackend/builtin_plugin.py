@@ -14,10 +14,12 @@ newcomer of the same priority with C more cached tokens overtakes a sequence for
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from radixbackend.config import EVICTION_POLICIES
+from radixbackend.errors import ConfigError, MissingDependencyError
 from radixbackend.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
     from radixbackend.engine.radix_tree import EvictionKey
     from radixbackend.types import ModelInfo, WaitingView
 
-ATTENTION_NAMES = ("auto", "torch")
+log = logging.getLogger(__name__)
+
+ATTENTION_NAMES = ("auto", "torch", "triton", "triton-deterministic", "flashinfer")
 EVICTION_NAMES = EVICTION_POLICIES
 GRAMMAR_NAMES = ("xgrammar", "llguidance", "llguidance-lenient")
 
@@ -48,12 +52,42 @@ def radix_load_model(spec: ModelSpec) -> LoadedModel:
 
 
 @hookimpl
-def radix_make_attention(name: str) -> AttentionBackend | None:
+def radix_make_attention(name: str, device: str) -> AttentionBackend | None:
     if name not in ATTENTION_NAMES:
         return None
-    from radixbackend.engine.attention.torch_native import TorchAttention
+    if name == "auto" and device == "cuda":
+        from radixbackend.engine.attention.choice import FirstThatServes
 
-    return TorchAttention()
+        return FirstThatServes([kernel for kernel in map(_cuda_kernel, CUDA_NAMES) if kernel is not None])
+    if name in ("auto", "torch"):
+        from radixbackend.engine.attention.torch_native import TorchAttention
+
+        return TorchAttention()
+    if device != "cuda":
+        raise ConfigError(f"attention={name!r} takes an NVIDIA GPU, not device={device!r}; attention='auto' fits any")
+    if name == "flashinfer":
+        from radixbackend.engine.attention import flashinfer
+
+        return flashinfer.make()
+    try:
+        from radixbackend.engine.attention.deterministic import DeterministicAttention
+        from radixbackend.engine.attention.triton_paged import TritonAttention
+    except ImportError as fault:
+        raise MissingDependencyError(f"attention={name!r} needs triton: pip install triton ({fault})") from fault
+    return TritonAttention() if name == "triton" else DeterministicAttention()
+
+
+CUDA_NAMES = ("flashinfer", "triton", "torch")
+"""Fastest first."""
+
+
+def _cuda_kernel(name: str) -> AttentionBackend | None:
+    """None, and a word in the log, where what it needs is not installed."""
+    try:
+        return radix_make_attention(name, "cuda")
+    except (ConfigError, MissingDependencyError) as fault:
+        log.info("attention: no %s: %s", name, fault)
+        return None
 
 
 @hookimpl

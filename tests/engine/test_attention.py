@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from radixbackend.engine.attention.base import AttentionBackend, AttentionBatch, AttentionLayer
 from radixbackend.engine.attention.torch_native import TorchAttention
 from radixbackend.engine.kv_store import KVShape, KVStore, bytes_per_slot
+from radixbackend.engine.plan import Blocks
 
 BACKENDS = [TorchAttention]
 PLAIN = AttentionLayer(
@@ -36,11 +37,18 @@ LAYERS = {
 class Bench:
     """A store and, per sequence, the keys and values it should hold, position by position."""
 
-    def __init__(self, backend: AttentionBackend, layer: AttentionLayer, slots: list[list[int]]) -> None:
-        self.backend, self.layer, self.slots = backend, layer, slots
+    def __init__(
+        self,
+        backend: AttentionBackend,
+        layer: AttentionLayer,
+        slots: list[list[int]],
+        device: str = "cpu",
+        blocks: dict[int, Blocks] | None = None,
+    ) -> None:
+        self.backend, self.layer, self.slots, self.device, self.blocks = backend, layer, slots, device, blocks or {}
         self.random = torch.Generator().manual_seed(0)
         shape = KVShape(layer.kv_heads, layer.key_dim, layer.value_dim, layer.dtype)
-        self.store = KVStore([shape], 64, torch.device("cpu"))
+        self.store = KVStore([shape], max(64, *map(max, slots)) + 1, torch.device(device))
         for tensor in (*self.store.keys, *self.store.values):
             tensor.fill_(float("nan"))  # a slot read before it was written shows
         backend.bind((layer,), self.store)
@@ -50,7 +58,12 @@ class Bench:
         self.sinks = self._draw(layer.heads) if layer.sinks else None
 
     def _draw(self, *shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=self.random)
+        return torch.randn(*shape, generator=self.random).to(self.device, self.layer.dtype)
+
+    def fill(self) -> None:
+        """Store every key and value, as earlier steps would have."""
+        for slots, keys, values in zip(self.slots, self.keys, self.values, strict=True):
+            self.store.keys[0][slots], self.store.values[0][slots] = keys, values
 
     def step(self, runs: list[tuple[int, int, int]]) -> list[torch.Tensor]:
         """Attend over ``(sequence, start, end)`` runs in one batch; outputs per run."""
@@ -62,22 +75,29 @@ class Bench:
             offsets=offsets.astype(np.int32),
             slots=tuple(np.array(self.slots[i][:end], np.int32) for i, _, end in runs),
             write_slots=np.concatenate([np.array(self.slots[i][start:end], np.int32) for i, start, end in runs]),
+            blocks=tuple(self.blocks.get(i, ()) for i, _, _ in runs) if self.blocks else None,
         )
         packed = [
             torch.cat([x[i][start:end] for i, start, end in runs]) for x in (self.queries, self.keys, self.values)
         ]
-        self.backend.begin(batch)
+        self.begin(batch)
         out = self.backend.attend(self.layer, *packed, self.sinks)
         self.backend.end()
         assert out.is_contiguous()  # some models take a view of it
         assert out.shape == (sum(lengths), self.layer.heads, self.layer.value_dim)
         return list(out.split(lengths))
 
+    def begin(self, batch: AttentionBatch) -> None:
+        self.backend.begin(batch)
+
     def expected(self, sequence: int, position: int) -> torch.Tensor:
         layer = self.layer
         seen = [p for p in range(position + 1) if layer.window is None or p > position - layer.window]
         if layer.chunk is not None:
             seen = [p for p in seen if p // layer.chunk == position // layer.chunk]
+        for low, high in self.blocks.get(sequence, ()):
+            if low <= position < high:
+                seen = sorted({*seen, *range(low, high)})
         heads = []
         for head in range(layer.heads):
             key_head = head // (layer.heads // layer.kv_heads)

@@ -300,6 +300,11 @@ def test_fingerprint(folder: Path, tmp_path: Path) -> None:
     assert load(folder).weights_hash == load(twin).weights_hash
     edit(twin / "config.json", rms_norm_eps=1e-3)
     assert load(folder).weights_hash != load(twin).weights_hash
+    tuned = Path(shutil.copytree(folder, tmp_path / "tuned"))
+    weights = (tuned / "model.safetensors").read_bytes()
+    kept = len(weights) * 3 // 4
+    (tuned / "model.safetensors").write_bytes(weights[:kept] + bytes(len(weights) - kept))  # only what comes last
+    assert load(folder).weights_hash != load(tuned).weights_hash
     bigger = Path(shutil.copytree(folder, tmp_path / "bigger"))
     zoo.build("llama").bfloat16().save_pretrained(bigger)
     assert load(folder).weights_hash != load(bigger).weights_hash

@@ -10,13 +10,13 @@ handed to it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from radixbackend.engine.kv_store import KVStore
-from radixbackend.engine.plan import IntArray, StepPlan
+from radixbackend.engine.plan import Blocks, IntArray, StepPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,8 @@ class AttentionBatch:
         offsets: ``[n + 1]`` queries of sequence i are rows ``offsets[i]:offsets[i + 1]`` of the packed tensors.
         slots: per sequence ``[context]``, where each position's keys and values lie.
         write_slots: ``[T]`` where the packed rows go.
+        blocks: per sequence the blocks that its queries are in, whole and within its context; None where no
+            sequence has any. A token sees all of its block, whatever its layer's window.
     """
 
     starts: IntArray
@@ -76,6 +78,7 @@ class AttentionBatch:
     offsets: IntArray
     slots: tuple[IntArray, ...]
     write_slots: IntArray
+    blocks: tuple[Blocks, ...] | None = None
 
     @classmethod
     def of(cls, plan: StepPlan) -> AttentionBatch:
@@ -87,7 +90,17 @@ class AttentionBatch:
             offsets=np.cumsum([0, *lengths], dtype=np.int32),
             slots=tuple(s.slots for s in sequences),
             write_slots=np.concatenate([s.slots[s.start :] for s in sequences]),
+            blocks=_blocks(plan),
         )
+
+
+def _blocks(plan: StepPlan) -> tuple[Blocks, ...] | None:
+    if all(s.images is None for s in plan.sequences):
+        return None
+    return tuple(
+        () if s.images is None else tuple((a, b) for a, b in s.images.blocks if b > s.start and a < s.context)
+        for s in plan.sequences
+    )
 
 
 class AttentionBackend(Protocol):
@@ -120,3 +133,19 @@ class AttentionBackend(Protocol):
 
     def end(self) -> None:
         """The step is over, even by an exception: let go of what `begin` prepared."""
+
+
+class Capturable(AttentionBackend, Protocol):
+    """A backend whose decodes can be captured in a CUDA graph: all that differs from step to step lies in arrays.
+
+    Attributes:
+        captures: True, once layers are bound; a backend without it cannot.
+    """
+
+    captures: bool
+
+    def reserve(self, rows: int, longest: int, slots: int) -> Any:
+        """Arrays for steps of ``rows`` single tokens, each context up to ``longest``, all of them up to ``slots``."""
+
+    def begin_reserved(self, batch: AttentionBatch, reserved: Any) -> None:
+        """As `begin`, into these arrays. Kernels launched by `attend` then serve every later step of the kind."""

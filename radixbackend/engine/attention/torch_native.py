@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from radixbackend.engine.attention.base import AttentionBatch, AttentionLayer
 from radixbackend.engine.kv_store import KVStore
-from radixbackend.engine.plan import IntArray
+from radixbackend.engine.plan import Blocks, IntArray
 
 Kind = tuple[int | None, int | None, int]
 
@@ -105,12 +105,13 @@ def _reads(batch: AttentionBatch, layer: AttentionLayer, device: torch.device) -
     reads = []
     for i, slots in enumerate(batch.slots):
         start, context = int(batch.starts[i]), int(batch.contexts[i])
-        queries, first = context - start, layer.first_key(start)
+        blocks = batch.blocks[i] if batch.blocks else ()
+        queries, first = context - start, min((layer.first_key(start), *(a for a, _ in blocks)))
         few = queries <= FEW_QUERIES
-        triangle = first == start and layer.first_key(context - 1) <= first
+        triangle = first == start and layer.first_key(context - 1) <= first and not blocks
         mask = None
         if queries > 1 and (few or not triangle):
-            mask = _mask(layer, start, context, first, device)
+            mask = _mask(layer, start, context, first, blocks, device)
         reads.append(
             _Read(
                 rows=slice(int(batch.offsets[i]), int(batch.offsets[i + 1])),
@@ -124,7 +125,9 @@ def _reads(batch: AttentionBatch, layer: AttentionLayer, device: torch.device) -
     return reads
 
 
-def _mask(layer: AttentionLayer, start: int, context: int, first: int, device: torch.device) -> torch.Tensor:
+def _mask(
+    layer: AttentionLayer, start: int, context: int, first: int, blocks: Blocks, device: torch.device
+) -> torch.Tensor:
     queries = torch.arange(start, context, device=device)[:, None]
     keys = torch.arange(first, context, device=device)[None, :]
     mask = keys <= queries
@@ -132,6 +135,8 @@ def _mask(layer: AttentionLayer, start: int, context: int, first: int, device: t
         mask &= keys > queries - layer.window
     if layer.chunk is not None:
         mask &= keys >= queries // layer.chunk * layer.chunk
+    for low, high in blocks:
+        mask |= (queries >= low) & (queries < high) & (keys >= low) & (keys < high)
     return mask
 
 
