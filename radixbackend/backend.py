@@ -8,9 +8,11 @@ a process has for all of this is `_shared`.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 import threading
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
@@ -18,11 +20,13 @@ from typing import TYPE_CHECKING, Protocol, Self
 from radixbackend.config import EngineConfig
 from radixbackend.errors import ConfigError, EngineClosedError
 from radixbackend.plugins import Plugins
-from radixbackend.types import Embeddings, EngineStats, GenerationRequest, GenerationResult, Prompt
+from radixbackend.types import Embeddings, EngineStats, GenerationRequest, GenerationResult, ImagePolicy, Prompt, Usage
 
 if TYPE_CHECKING:
     from radixbackend.chat.formats.base import ToolFormat
     from radixbackend.chat.reasoning import ReasoningFormat
+    from radixbackend.engine.engine import Pin
+    from radixbackend.engine.radix_tree import NodeDump
     from radixbackend.engine.streams import AsyncTokenStream, TokenStream
     from radixbackend.tokenizer import Tokenizer
 
@@ -38,6 +42,12 @@ class Backend(Protocol):
 
     @property
     def max_context(self) -> int: ...
+
+    @property
+    def weights_hash(self) -> str: ...
+
+    @property
+    def images(self) -> ImagePolicy: ...
 
     @property
     def tool_format(self) -> ToolFormat | None: ...
@@ -57,9 +67,15 @@ class Backend(Protocol):
         self, texts: Prompt | Sequence[Prompt], /, *, dimensions: int | None = None, timeout: float | None = None
     ) -> Embeddings: ...
 
+    def warm(self, prefix: Prompt, *, cache_salt: str | None = None) -> Usage: ...
+
+    def pin(self, prefix: Prompt, *, cache_salt: str | None = None) -> Pin: ...
+
     def stats(self) -> EngineStats: ...
 
     def flush_cache(self) -> int: ...
+
+    def dump_cache(self) -> list[NodeDump]: ...
 
     def close(self) -> None: ...
 
@@ -91,6 +107,14 @@ class SharedBackend:
         return self.backend.max_context
 
     @property
+    def weights_hash(self) -> str:
+        return self.backend.weights_hash
+
+    @property
+    def images(self) -> ImagePolicy:
+        return self.backend.images
+
+    @property
     def tool_format(self) -> ToolFormat | None:
         return self.backend.tool_format
 
@@ -115,11 +139,20 @@ class SharedBackend:
     ) -> Embeddings:
         return self.backend.embed(texts, dimensions=dimensions, timeout=timeout)
 
+    def warm(self, prefix: Prompt, *, cache_salt: str | None = None) -> Usage:
+        return self.backend.warm(prefix, cache_salt=cache_salt)
+
+    def pin(self, prefix: Prompt, *, cache_salt: str | None = None) -> Pin:
+        return self.backend.pin(prefix, cache_salt=cache_salt)
+
     def stats(self) -> EngineStats:
         return self.backend.stats()
 
     def flush_cache(self) -> int:
         return self.backend.flush_cache()
+
+    def dump_cache(self) -> list[NodeDump]:
+        return self.backend.dump_cache()
 
     def close(self) -> None:
         """Safe to call twice. The engine itself closes with its last share."""
@@ -146,17 +179,24 @@ class _Slot:
 
 
 class SharedBackends:
-    """Backends by key, each built once and closed with its last user. Safe to use from many threads."""
+    """Backends by key, each built once and closed with its last user. Safe to use from many threads.
+
+    A share may also be given back by a finalizer, which the garbage collector runs wherever this thread happens to be:
+    inside the lock, too. So who leaves is noted in a queue, and counted out by whoever is not inside.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._here = threading.local()  # whether this thread holds the lock, or is about to
+        self._leaving: queue.SimpleQueue[tuple[Hashable, _Slot]] = queue.SimpleQueue()
         self._slots: dict[Hashable, _Slot] = {}
 
     def get(self, key: Hashable, build: Callable[[], Backend]) -> SharedBackend:
         """A share of the backend of this key, built if there is none; whoever else asks meanwhile waits for it."""
-        with self._lock:
+        with self._exclusive():
             slot = self._slots.setdefault(key, _Slot())
             slot.users += 1
+        self._count_out()
         try:
             with slot.lock:
                 if slot.backend is None:
@@ -167,13 +207,34 @@ class SharedBackends:
             raise
 
     def _release(self, key: Hashable, slot: _Slot) -> None:
-        with self._lock:
-            slot.users -= 1
-            last = slot.users == 0
-            if last and self._slots.get(key) is slot:
-                del self._slots[key]
-        if last and slot.backend is not None:
-            slot.backend.close()
+        self._leaving.put((key, slot))
+        if not getattr(self._here, "inside", False):
+            self._count_out()
+
+    def _count_out(self) -> None:
+        """Strike off who has left, and close what nobody uses any more."""
+        while not self._leaving.empty():
+            idle = []
+            with self._exclusive(), contextlib.suppress(queue.Empty):
+                while True:
+                    key, slot = self._leaving.get_nowait()
+                    slot.users -= 1
+                    if slot.users == 0:
+                        idle.append(slot)
+                        if self._slots.get(key) is slot:
+                            del self._slots[key]
+            for slot in idle:
+                if slot.backend is not None:
+                    slot.backend.close()
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        self._here.inside = True
+        try:
+            with self._lock:
+                yield
+        finally:
+            self._here.inside = False
 
 
 _shared = SharedBackends()

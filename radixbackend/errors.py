@@ -19,7 +19,11 @@
     │   ├── CacheExhaustedError              no KV slots although nothing else runs
     │   ├── GrammarCompileError              its grammar took too long or failed to compile
     │   ├── OutputValidationError            finished, but breaks its schema
-    │   └── StepError                        the model's forward failed on it
+    │   ├── StepError                        the model's forward failed on it
+    │   └── RemoteError                      the server of a remote model failed, or answered nonsense
+    │       ├── AuthenticationError          it refuses the key
+    │       ├── ServerUnreachableError (ConnectionError) nobody answers, or the connection broke
+    │       └── UnsupportedByServerError     it cannot do this
     ├── EngineClosedError                    used after close(), or in a forked child
     └── IntegrityError                       a broken invariant of ours; please report it
 
@@ -60,7 +64,7 @@ class ModelError(RadixError):
 
 
 class ModelNotFoundError(ModelError):
-    """No such folder, and no such model on the hub (or the hub cannot be reached)."""
+    """No such folder, and no such model on the hub (or the hub cannot be reached), or on the server asked."""
 
 
 class ModelLoadError(ModelError):
@@ -146,6 +150,22 @@ class OutputValidationError(RequestError):
 
 class StepError(RequestError):
     """The model's forward failed while this request was the only one in it; ``__cause__`` is the fault."""
+
+
+class RemoteError(RequestError):
+    """A model is behind a server, and that failed in a way of its own, or answered what cannot be understood."""
+
+
+class AuthenticationError(RemoteError):
+    """The server wants another key, or does not let this one do what was asked."""
+
+
+class ServerUnreachableError(RemoteError, ConnectionError):
+    """Nobody answers at the server's URL, which the message names, or the connection broke."""
+
+
+class UnsupportedByServerError(RemoteError):
+    """The server does not offer what was asked for; the message says what it lacks."""
 
 
 class EngineClosedError(RadixError):

@@ -19,13 +19,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from radixbackend.backend import Backend, get_backend
-from radixbackend.errors import ConfigError, MissingDependencyError
-
-try:
-    import openai as sdk
-except ImportError as fault:
-    raise MissingDependencyError("this needs OpenAI's SDK: pip install 'radixbackend[openai]'") from fault
-
+from radixbackend.chat.sdk import openai as sdk
+from radixbackend.errors import ConfigError
 from radixbackend.openai_api.api import Api, default_names
 from radixbackend.openai_api.transport import DROP, AsyncTransport, Share, Transport
 

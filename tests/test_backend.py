@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,37 @@ def test_one_is_built_for_many_who_ask_at_once_and_closed_with_the_last() -> Non
     assert built[0].closed == 1
     shared.get("k", build)
     assert len(built) == 2, "a closed backend is not handed out again"
+
+
+class Interrupted(dict[object, object]):
+    """Where a finalizer runs in the middle of an access, as the garbage collector may have it."""
+
+    finalizer: Callable[[], None] | None = None
+
+    def setdefault(self, key: object, default: object = None) -> object:
+        finalizer, self.finalizer = self.finalizer, None
+        if finalizer is not None:
+            finalizer()
+        return super().setdefault(key, default)
+
+
+@pytest.mark.timeout(20)
+def test_a_share_may_be_given_back_by_a_finalizer_at_any_moment() -> None:
+    shared = SharedBackends()
+    slots = shared._slots = Interrupted()  # type: ignore[assignment]
+    own, other = shared.get("own", Counted), shared.get("other", Counted)
+    first, elsewhere = own.backend, other.backend
+
+    slots.finalizer = own.close
+    again = shared.get("own", Counted)
+    assert again.backend is first
+    assert first.closed == 0, "its last user left while the next one came"
+
+    slots.finalizer = other.close
+    shared.get("third", Counted)
+    assert elsewhere.closed == 1
+    again.close()
+    assert first.closed == 1
 
 
 def test_a_failed_build_is_tried_again_by_the_next() -> None:

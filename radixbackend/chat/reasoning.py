@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from radixbackend.chat.formats import harmony
+from radixbackend.chat.formats import harmony, kimi_k3
 from radixbackend.chat.formats.base import AnswerParser, Piece, Reasoning
 from radixbackend.chat.formats.parser import overlap
 from radixbackend.chat.nodes import Node, any_text, optional, regex, sequence, tag
@@ -163,11 +163,15 @@ TAGGED = (
     TaggedReasoning("seed", "<seed:think>", "</seed:think>"),
     TaggedReasoning("cohere", "<|START_THINKING|>", "<|END_THINKING|>"),
     TaggedReasoning("kimi", "◁think▷", "◁/think▷"),
+    TaggedReasoning("gemma", "<|channel>thought", "<channel|>"),
 )
+KIMI_K3 = TaggedReasoning("kimi-k3", *(f"{mark}think{kimi_k3.SEP}" for mark in (kimi_k3.OPEN, kimi_k3.CLOSE)))
 
 
 def find(model: ModelInfo) -> ReasoningFormat | None:
     """The built-in format that this model's template or tokens mention."""
     if harmony.find(model) is not None:
         return HarmonyReasoning()
+    if kimi_k3.find(model) is not None:  # whose template puts the markers together
+        return KIMI_K3
     return next((f for f in TAGGED if model.mentions(f.opening) and model.mentions(f.closing)), None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from radixbackend.chat.message import (
     ContentPart,
@@ -23,7 +23,7 @@ from radixbackend.chat.message import (
     messages_of,
 )
 from radixbackend.errors import InvalidRequestError
-from radixbackend.types import Constraint, FinishReason, SamplingParams, TokenLogprob, Usage
+from radixbackend.types import Constraint, FinishReason, OnUnsupported, SamplingParams, TokenLogprob, Usage
 
 __all__ = [
     "ChatChoice",
@@ -168,7 +168,10 @@ class ResponseFormat:
 
     @classmethod
     def of(cls, value: ResponseFormat | Constraint | Mapping[str, Any]) -> ResponseFormat:
-        """From OpenAI's ``response_format``, or ``{"type": kind, kind: …}`` for regex, grammar and choice."""
+        """From OpenAI's ``response_format``, or ``{"type": kind, kind: …}`` for regex, grammar and choice.
+
+        JSON kinds may have `Constraint`'s ``on_unsupported`` and ``whitespace`` beside the type.
+        """
         if isinstance(value, ResponseFormat):
             return value
         if isinstance(value, Constraint):
@@ -178,7 +181,7 @@ class ResponseFormat:
         if kind == "text":
             return cls()
         if kind == "json_object":
-            return cls(Constraint.json_object())
+            return cls(Constraint.json_object(whitespace=_whitespace(fields)))
         if kind == "json_schema":
             return cls._of_schema(fields)
         if kind == "structural_tag":
@@ -199,9 +202,13 @@ class ResponseFormat:
         schema = body.get("schema", body.get("schema_"))
         if not isinstance(schema, Mapping | bool):
             raise InvalidRequestError("response_format's json_schema has no schema", param="response_format")
-        return cls(
-            Constraint.json_schema(schema), body.get("name") or "", body.get("description") or "", body.get("strict")
-        )
+        unsupported: Any = fields.get("on_unsupported") or "fallback"
+        if unsupported not in get_args(OnUnsupported):
+            raise InvalidRequestError(
+                f"on_unsupported is {', '.join(get_args(OnUnsupported))}, not {unsupported!r}", param="response_format"
+            )
+        constraint = Constraint.json_schema(schema, on_unsupported=unsupported, whitespace=_whitespace(fields))
+        return cls(constraint, body.get("name") or "", body.get("description") or "", body.get("strict"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,6 +359,12 @@ class ChatResult:
     @property
     def finish_reason(self) -> ChatFinishReason:
         return self.choices[0].finish_reason
+
+
+def _whitespace(fields: Mapping[str, Any]) -> bool:
+    if not isinstance(given := fields.get("whitespace") or False, bool):
+        raise InvalidRequestError(f"whitespace is true or false, not {given!r}", param="response_format")
+    return given
 
 
 def _is_name(name: str) -> bool:

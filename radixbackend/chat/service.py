@@ -8,6 +8,7 @@ threads and event loops at once. It does not close its backend.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,10 +18,11 @@ from radixbackend.backend import Backend
 from radixbackend.chat.answer import AnswerSpec, StreamReader, whole
 from radixbackend.chat.constraint import Planner
 from radixbackend.chat.formats.base import AnswerParser, wraps_content
+from radixbackend.chat.images import read_image
 from radixbackend.chat.request import ChatDelta, ChatRequest, ChatResult, Message, Tool
 from radixbackend.chat.template import PromptTemplate
 from radixbackend.chat.tools import DEFAULT
-from radixbackend.errors import ConfigError
+from radixbackend.errors import ConfigError, InvalidRequestError
 from radixbackend.types import GenerationRequest
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ class ChatService:
         self._tokenizer = backend.tokenizer
         self._tools = backend.tool_format or DEFAULT
         self._reasoning = backend.reasoning_format
-        self._template = PromptTemplate(self._tokenizer, self._tools)
+        self._template = PromptTemplate(self._tokenizer, self._tools, backend.images.placeholder)
         self._planner = Planner(self._tools, self._reasoning)
         specials = sorted(self._tokenizer.special_tokens)
         self._special_texts = frozenset(self._tokenizer.inner.convert_ids_to_tokens(specials))
@@ -92,8 +94,16 @@ class ChatService:
 
         return AsyncChatStream(start)
 
-    def tokenize(self, request: ChatRequest) -> tuple[int, ...]:
-        """The prompt's token ids."""
+    def tokenize(self, request: ChatRequest | str) -> tuple[int, ...]:
+        """The prompt's token ids; those of a text, without the special tokens that a model expects around one.
+
+        Raises:
+            InvalidRequestError: also for a conversation with images, whose tokens nobody knows before they are read.
+        """
+        if isinstance(request, str):
+            return self._template.encode(request)
+        if any(message.images for message in request.messages):
+            raise InvalidRequestError("a conversation with images is not tokenized; leave them out", param="messages")
         return self._template.encode(self._template.render(request))
 
     def count_tokens(
@@ -107,6 +117,7 @@ class ChatService:
     # -- before the answer ---------------------------------------------------------------------------------------
 
     def _prepare(self, request: ChatRequest) -> _Prepared:
+        images = self._read_images(request)
         prompt = self._template.render(request)
         reasoning = self._reasoning
         phase = reasoning.phase(prompt) if reasoning is not None else "after"
@@ -121,13 +132,36 @@ class ChatService:
             return reasoning.parser(phase, parser)
 
         asked = GenerationRequest(
-            self._template.encode(prompt),
+            prompt if images else self._template.encode(prompt),  # with images the model's processor encodes it
             request.sampling.replace(skip_special_tokens=False) if self._reads_markers(request) else request.sampling,
             plan.constraint,
             request.priority,
             request.cache_salt,
+            images,
         )
         return _Prepared(asked, AnswerSpec(plan, new_parser, self._tools.new_id))
+
+    def _read_images(self, request: ChatRequest) -> tuple[bytes, ...]:
+        """The images' files, or a refusal that says which message it is about."""
+        policy = self.backend.images
+        found: list[bytes] = []
+        for index, message in enumerate(request.messages):
+            if message.images and policy.refusal:
+                name = os.path.basename(os.path.normpath(self.backend.model_name))  # where it lies is not told
+                raise InvalidRequestError(
+                    f"messages[{index}] has an image, and {name} takes none: {policy.refusal}", param="messages"
+                )
+            for part in message.images:
+                if len(found) == policy.most:
+                    raise InvalidRequestError(
+                        f"messages[{index}] has more images than the {policy.most} that a request may have",
+                        param="messages",
+                    )
+                try:
+                    found.append(read_image(part, policy.hosts))
+                except InvalidRequestError as fault:
+                    raise InvalidRequestError(f"messages[{index}] {fault}", param="messages") from fault
+        return tuple(found)
 
     def _reads_markers(self, request: ChatRequest) -> bool:
         """Whether special tokens must be part of the text, because a parser looks for them."""
@@ -137,7 +171,8 @@ class ChatService:
         return not self._special_texts.isdisjoint(markers)
 
     async def _aprepare(self, request: ChatRequest) -> _Prepared:
-        if request.tools or request.response_format or sum(len(m.text) for m in request.messages) > LONG:
+        long = sum(len(m.text) for m in request.messages) > LONG or any(m.images for m in request.messages)
+        if request.tools or request.response_format or long:
             return await asyncio.to_thread(self._prepare, request)
         return self._prepare(request)
 

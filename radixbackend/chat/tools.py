@@ -11,12 +11,15 @@ from collections.abc import Sequence
 
 from radixbackend.chat.formats import (
     deepseek,
+    gemma,
     granite,
     harmony,
     hermes,
     kimi,
+    kimi_k3,
     llama,
     mistral,
+    phi,
     pythonic,
     xml,
 )
@@ -24,7 +27,7 @@ from radixbackend.chat.formats.base import ToolFormat
 from radixbackend.chat.request import Tool
 from radixbackend.types import ModelInfo
 
-FAMILIES = (harmony, kimi, deepseek, mistral, xml, pythonic, granite, hermes, llama)
+FAMILIES = (harmony, kimi, kimi_k3, deepseek, gemma, mistral, xml, pythonic, phi, granite, hermes, llama)
 
 DEFAULT = hermes.HERMES
 """For models that nobody taught to call tools; their prompt explains it, see `instructions`."""

@@ -97,6 +97,7 @@ class Api:
         api_key: required of every client, if there is one.
         metrics: renders them for ``/metrics``.
         reveal: tell clients all about what went wrong inside; for those in this process.
+        expose_cache: show clients the radix tree, and so what others have said.
     """
 
     def __init__(
@@ -107,11 +108,12 @@ class Api:
         api_key: str | None = None,
         metrics: Callable[[], str] | None = None,
         reveal: bool = False,
+        expose_cache: bool = False,
     ) -> None:
         self._key = None if api_key is None else api_key.encode()
         self._reveal = reveal
         self.served = Served.of(backend, names or default_names(backend.model_name), reveal)
-        self.routes = routes(metrics)
+        self.routes = (*routes(metrics), *((CACHE_TREE,) if expose_cache else ()))
 
     async def answer(self, call: Call, face: Face) -> Reply:
         """Raises `WaitedTooLong`, and nothing else."""
@@ -197,6 +199,9 @@ def default_names(model: str) -> tuple[str, ...]:
     """A hub id as it is, of a folder its last part: where it lies is nobody's business, but who knows may say it."""
     folder = os.path.isdir(model)
     return (os.path.basename(os.path.normpath(model)), model) if folder else (model,)
+
+
+CACHE_TREE = Route("GET", "/cache_tree", utility.cache_tree)
 
 
 def routes(metrics: Callable[[], str] | None) -> tuple[Route, ...]:

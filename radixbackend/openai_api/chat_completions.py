@@ -46,6 +46,7 @@ def _choice(choice: ChatChoice, texts: TokenTexts) -> dict[str, Any]:
         "logprobs": None if choice.logprobs is None else chat_logprobs(choice.logprobs, texts),
         "finish_reason": choice.finish_reason,
         "stop_reason": choice.stop_reason,
+        "complete": choice.complete,
     }
 
 
@@ -91,7 +92,7 @@ class Chunks:
         if self._logprobs:
             choice["logprobs"] = chat_logprobs(delta.logprobs, self._texts)
         if delta.finish_reason is not None:
-            choice["stop_reason"] = delta.stop_reason
+            choice |= {"stop_reason": delta.stop_reason, "complete": delta.complete}
         return choice
 
 

@@ -11,7 +11,7 @@ from radixbackend.openai_api.faces import Face
 from radixbackend.openai_api.protocol import CompletionRequest, prompt_list
 from radixbackend.openai_api.served import Served
 from radixbackend.openai_api.wire import DONE, CompletionLogprobs, new_id, now, sse, usage
-from radixbackend.types import Choice, GenerationRequest, GenerationResult, Usage
+from radixbackend.types import Choice, GenerationRequest, GenerationResult, TokenLogprob, Usage
 
 Answer = dict[str, Any] | AsyncGenerator[bytes]
 
@@ -44,11 +44,14 @@ def _prompts(asked: CompletionRequest, served: Served) -> list[str | tuple[int, 
     """As token ids, except texts for the engine to tokenize where nobody needs to know their tokens."""
     know = asked.echo and asked.logprobs is not None
     bare = asked.add_special_tokens is False
+    prompts = prompt_list(asked.prompt)
+    if asked.suffix:
+        prompts = [served.around_gap(prompt, asked.suffix) for prompt in prompts]
     return [
         prompt
         if isinstance(prompt, str) and not know and not bare
         else served.encode(prompt, add_special_tokens=not bare)
-        for prompt in prompt_list(asked.prompt)
+        for prompt in prompts
     ]
 
 
@@ -74,9 +77,7 @@ def _choice(
     asked: CompletionRequest,
     served: Served,
 ) -> dict[str, Any]:
-    prompt = ""
-    if asked.echo:
-        prompt = request.prompt if isinstance(request.prompt, str) else served.tokenizer.decode(request.prompt)
+    prompt = _prompt_text(request, served) if asked.echo else ""
     logprobs = None
     if choice.logprobs is not None:
         shown = request.prompt if asked.echo else ()
@@ -92,6 +93,26 @@ def _choice(
     }
 
 
+def _echo(
+    index: int,
+    request: GenerationRequest,
+    scored: Sequence[TokenLogprob | None] | None,
+    offsets: dict[int, CompletionLogprobs],
+    served: Served,
+) -> dict[str, Any]:
+    """The first piece of a streamed choice: its prompt."""
+    logprobs = None
+    if request.sampling.logprobs is not None:
+        entries = scored or [None] * len(request.prompt)
+        tokens = [token for token in request.prompt if isinstance(token, int)]  # which it is, see `_prompts`
+        logprobs = offsets.setdefault(index, CompletionLogprobs(served.texts)).of(tokens, entries)
+    return {"index": index, "text": _prompt_text(request, served), "logprobs": logprobs, "finish_reason": None}
+
+
+def _prompt_text(request: GenerationRequest, served: Served) -> str:
+    return request.prompt if isinstance(request.prompt, str) else served.tokenizer.decode(request.prompt)
+
+
 async def _stream(
     requests: Sequence[GenerationRequest],
     asked: CompletionRequest,
@@ -103,9 +124,16 @@ async def _stream(
     prompts: dict[int, Usage] = {}
     answers: list[Usage] = []
     offsets: dict[int, CompletionLogprobs] = {}
+    echoed: set[int] = set()
+    scored: dict[int, Sequence[TokenLogprob | None]] = {}  # the prompts' tokens, which the first event of each has
     async with contextlib.aclosing(face.stream(requests)) as events:
         async for request, event in events:
             index = request * n + event.index
+            if event.prompt_logprobs is not None:
+                scored[request] = event.prompt_logprobs
+            if asked.echo and index not in echoed:
+                echoed.add(index)
+                yield sse({**head, "choices": [_echo(index, requests[request], scored.get(request), offsets, served)]})
             if event.usage is not None:
                 prompts.setdefault(request, replace(event.usage, completion_tokens=0, forced_tokens=0))
                 answers.append(replace(event.usage, prompt_tokens=0, cached_tokens=0))

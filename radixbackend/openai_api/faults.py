@@ -47,6 +47,7 @@ class ApiError(Exception):
         code: str | None = None,
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
+        details: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -54,14 +55,16 @@ class ApiError(Exception):
         self.code = code
         self.param = param
         self.headers = dict(headers or {})
+        self.details = dict(details or {})
 
     @property
     def type(self) -> str:
         return _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
 
     def body(self) -> dict[str, Any]:
-        """OpenAI's shape."""
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        """OpenAI's shape, and beside it what the exception knows."""
+        said = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": {**self.details, **said}}
 
     def content(self) -> bytes:
         return json.dumps(self.body(), ensure_ascii=False).encode()
@@ -103,6 +106,13 @@ _RULES: dict[type[BaseException], _Rule] = {
     BaseException: _INTERNAL,
 }
 
+_DETAILS: dict[type[BaseException], tuple[str, ...]] = {
+    ContextLengthError: ("prompt_tokens", "max_tokens"),
+    ConstraintError: ("pointer",),
+    OutputValidationError: ("keyword", "path", "text"),
+}
+"""What clients are told of an exception beside its text, for programs to read."""
+
 
 def api_error(fault: BaseException, params: Mapping[str, str] | None = None, *, reveal: bool = False) -> ApiError:
     """What the client is told about ``fault``; faults of ours are logged.
@@ -122,4 +132,9 @@ def api_error(fault: BaseException, params: Mapping[str, str] | None = None, *, 
     param = fault.param if isinstance(fault, InvalidRequestError) else None
     if param is not None:
         param = (params or {}).get(param, param)
-    return ApiError(rule.status, message, code=rule.code, param=param, headers=rule.headers)
+    return ApiError(rule.status, message, code=rule.code, param=param, headers=rule.headers, details=_details(fault))
+
+
+def _details(fault: BaseException) -> dict[str, Any]:
+    names = next((names for kind, names in _DETAILS.items() if isinstance(fault, kind)), ())
+    return {name: getattr(fault, name) for name in names}

@@ -29,6 +29,7 @@ from radixbackend.openai_api.protocol import (
     checked_stops,
     one_constraint,
     prompt_list,
+    refuse_stop_regex,
 )
 from radixbackend.openai_api.served import Served
 from radixbackend.openai_api.wire import DONE, finite, new_id, sse
@@ -84,8 +85,7 @@ class NativeSampling(Wire):
 
     def sampling(self, **reports: Any) -> SamplingParams:
         """Raises `InvalidRequestError` or `ApiError`."""
-        if self.stop_regex:
-            raise ApiError(400, "'stop_regex' is not served.", code="unsupported_parameter", param="stop_regex")
+        refuse_stop_regex(self.stop_regex)
         constraints = {"json_schema", "regex", "ebnf", "structural_tag", "stop_regex"}
         given = {name: getattr(self, name) for name in type(self).model_fields if name not in constraints}
         given["stop"] = checked_stops(self.stop)
@@ -136,7 +136,8 @@ class GenerateRequest(Wire):
         if (self.text is None) == (self.input_ids is None):
             raise ApiError(400, "Give one of 'text' and 'input_ids'.", code="invalid_value", param="text")
         if self.image_data:
-            raise ApiError(400, "This model takes no images.", code="unsupported_by_model", param="image_data")
+            message = "'image_data' is not served here; send images to /v1/chat/completions."
+            raise ApiError(400, message, code="unsupported_parameter", param="image_data")
         prompts = prompt_list(self.text if self.text is not None else self.input_ids or [])
         for name in ("sampling_params", "return_logprob", "logprob_start_len", "top_logprobs_num", "rid"):
             value = getattr(self, name)

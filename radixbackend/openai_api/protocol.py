@@ -138,6 +138,7 @@ class SamplingWire(Wire):
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     repetition_penalty: RepetitionPenalty | None = None
     stop_token_ids: Many[int] | None = None
+    stop_regex: str | Many[str] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
@@ -155,7 +156,8 @@ class SamplingWire(Wire):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     def sampling(self, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None) -> SamplingParams:
-        """Raises `InvalidRequestError`."""
+        """Raises `InvalidRequestError` or `ApiError`."""
+        refuse_stop_regex(self.stop_regex)
         given: dict[str, Any] = {
             "temperature": self.temperature,
             "top_p": self.top_p,
@@ -217,6 +219,13 @@ def checked_stops(stop: str | list[str] | None) -> tuple[str, ...] | None:
             param="stop",
         )
     return stops
+
+
+def refuse_stop_regex(patterns: str | list[str] | None) -> None:
+    """A pattern of a client's is not matched after every token of every request, nor ignored."""
+    if patterns:
+        message = "'stop_regex' is not served; use 'stop' with strings, or 'regex' for the form of the whole answer."
+        raise ApiError(400, message, code="unsupported_parameter", param="stop_regex")
 
 
 def checked_bias(bias: Json | None) -> dict[str, float] | None:
@@ -285,6 +294,7 @@ class ChatCompletionRequest(SamplingWire):
         limit = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
         return {
             "prompt": "messages",
+            "images": "messages",
             "max_tokens": limit,
             "logprobs": "top_logprobs",
             "constraint": self.constraint_field,
@@ -307,12 +317,12 @@ class CompletionRequest(SamplingWire):
 
     def requests(self, prompts: list[str | tuple[int, ...]]) -> list[GenerationRequest]:
         """Raises `InvalidRequestError` or `ApiError`."""
-        if self.suffix:
-            raise ApiError(400, "'suffix' is not served.", code="unsupported_parameter", param="suffix")
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise ApiError(400, "'best_of' is not served; use 'n'.", code="unsupported_parameter", param="best_of")
-        if self.echo and self.stream:
-            raise ApiError(400, "'echo' cannot be streamed.", code="unsupported_parameter", param="echo")
+            message = "'best_of' is not served; ask for as many with 'n' and choose by their 'logprobs'."
+            raise ApiError(400, message, code="unsupported_parameter", param="best_of")
+        if self.suffix and self.echo:
+            message = "'echo' does not go with 'suffix'; the prompt and the suffix are around the answer."
+            raise ApiError(400, message, code="unsupported_parameter", param="echo")
         limit = COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
         sampling = self.sampling(limit, self.logprobs, self.logprobs if self.echo else None)
         asked = self.format()
@@ -355,6 +365,7 @@ class TokenizeRequest(Wire):
     messages: Many[Json] | None = None
     tools: Many[Json] | None = None
     chat_template_kwargs: Json | None = None
+    reasoning_effort: str | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     return_token_strs: bool | None = None
@@ -365,6 +376,7 @@ class TokenizeRequest(Wire):
             self.messages or (),
             tools=self.tools,
             chat_template_kwargs=self.chat_template_kwargs or {},
+            reasoning_effort=self.reasoning_effort,
             add_generation_prompt=self.add_generation_prompt is not False and not self.continue_final_message,
             continue_final_message=bool(self.continue_final_message),
         )

@@ -99,6 +99,7 @@ class ResponsesRequest(SamplingWire):
         return {
             "messages": "input",
             "prompt": "input",
+            "images": "input",
             "max_tokens": "max_output_tokens",
             "logprobs": "top_logprobs",
             "constraint": "text.format" if shaped else self.constraint_field,

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from radixbackend.tokenizer import Tokenizer
 
 
+FILL_IN = (
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen2.5-Coder, CodeGemma
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder, Granite Code
+    ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # noqa: RUF001  # DeepSeek-Coder
+)
+"""Tokens around what comes before and after a gap, by families of models that learnt to fill it."""
+
+
 @dataclass(frozen=True)
 class Served:
     """A backend under the names that clients know it by; the first of them is said in answers.
@@ -72,6 +80,19 @@ class Served:
             prompt = self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
         self.check_length(len(prompt))
         return tuple(prompt)
+
+    def around_gap(self, before: str | list[int], after: str) -> str:
+        """The prompt for what stands between two texts; raises `ApiError` where the model was not taught that."""
+        known = self.tokenizer.inner.get_vocab()
+        marks = next((marks for marks in FILL_IN if all(mark in known for mark in marks)), None)
+        if marks is None:
+            message = (
+                "'suffix' is not served, for this model has no tokens to fill a gap; say in 'prompt' what follows."
+            )
+            raise ApiError(400, message, code="unsupported_by_model", param="suffix")
+        if not isinstance(before, str):
+            raise ApiError(400, "'suffix' takes a prompt of text.", code="invalid_value", param="suffix")
+        return f"{marks[0]}{before}{marks[1]}{after}{marks[2]}"
 
     def check_length(self, tokens: int) -> None:
         """Raises `ContextLengthError` before anybody looks at the tokens one by one."""

@@ -100,11 +100,12 @@ def serve(
     metrics: Callable[[], str] | None = None,
     max_body: int = MAX_BODY,
     grace: float = GRACE_SECONDS,
+    expose_cache: bool = False,
 ) -> None:
     """Serve until interrupted, then close the backend. For the main thread: SIGINT and SIGTERM end it."""
     if api_key is None and not is_loopback(host):
         log.warning("serving on %s without a key: whoever reaches this machine can use the model", host)
-    api = Api(backend, names=names, api_key=api_key, metrics=metrics)
+    api = Api(backend, names=names, api_key=api_key, metrics=metrics, expose_cache=expose_cache)
     try:
         make_server(create_app(api, max_body=max_body), host, port, grace).run()
     finally:

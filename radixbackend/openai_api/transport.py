@@ -1,35 +1,23 @@
 """The in-process HTTP transport under OpenAI's SDK: requests go to the dispatch, not to a socket.
 
-Rules. The SDK's own HTTP library, httpx or httpx2, is chosen here and nowhere else. A response streams: each piece
-is read when the caller asks for it. Closing a response's body, or dropping it, aborts the request, however often
-and from whichever thread. The read timeout is enforced as on a socket: for the answer, or for each piece of a
-stream; it raises the SDK's own error, since that is the one kind that the SDK neither retries nor masks.
+Rules. A response streams: each piece is read when the caller asks for it. Closing a response's body, or dropping it,
+aborts the request, however often and from whichever thread. The read timeout is enforced as on a socket: for the
+answer, or for each piece of a stream; it raises the SDK's own error, since that is the one kind that the SDK neither
+retries nor masks.
 
 A transport has a share of the API that it dispatches to; when the last share is closed, so is what is behind it.
 """
 
 from __future__ import annotations
 
-import importlib
 import threading
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from types import ModuleType
 from typing import Any
 
-import openai
-
+from radixbackend.chat.sdk import httpx, openai
 from radixbackend.openai_api.api import Api, Call, Reply
 from radixbackend.openai_api.faces import Blocking, BlockingFace, LoopFace, WaitedTooLong, run
-
-
-def _library_of(client: type) -> ModuleType:
-    """The HTTP library that the SDK builds on: the first above its own client."""
-    modules = (base.__module__.partition(".")[0] for base in client.__mro__)
-    return importlib.import_module(next(name for name in modules if name != "openai"))
-
-
-httpx: Any = _library_of(openai.DefaultHttpxClient)
 
 DROP = "radixbackend.drop"
 """Extension of a streamed response: a function that aborts it, for when nobody holds it any more."""

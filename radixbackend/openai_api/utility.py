@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from radixbackend.cache_view import view_cache
 from radixbackend.errors import EngineClosedError
 from radixbackend.openai_api.faces import Face
 from radixbackend.openai_api.faults import ApiError
@@ -61,6 +62,8 @@ def _card(served: Served) -> dict[str, Any]:
         "created": served.created,
         "owned_by": "radixbackend",
         "max_model_len": served.backend.max_context,
+        "reasons": served.backend.reasoning_format is not None,
+        "sees": not served.backend.images.refusal,
     }
 
 
@@ -86,6 +89,11 @@ async def detokenize(asked: DetokenizeRequest, served: Served, face: Face) -> An
 
 async def flush_cache(_: Any, served: Served, face: Face) -> Answer:
     return {"success": True, "flushed_tokens": await face.call(served.backend.flush_cache)}
+
+
+async def cache_tree(_: None, served: Served, face: Face) -> Answer:
+    """Shows what users have said: only where the server was told to."""
+    return asdict(await face.call(lambda: view_cache(served.backend)))
 
 
 async def model_info(_: None, served: Served, face: Face) -> Answer:

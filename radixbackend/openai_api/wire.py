@@ -68,7 +68,8 @@ class TokenTexts:
 
 
 def chat_logprobs(entries: Sequence[TokenLogprob], texts: TokenTexts) -> dict[str, Any]:
-    """OpenAI's shape for chats: the token, its bytes, its log-probability and the likeliest at its place."""
+    """OpenAI's shape for chats: the token, its bytes, its log-probability and the likeliest at its place. ``id`` is
+    llama.cpp's."""
     return {"content": [_chat_entry(entry, texts) for entry in entries], "refusal": None}
 
 
@@ -78,7 +79,7 @@ def _chat_entry(entry: TokenLogprob, texts: TokenTexts) -> dict[str, Any]:
 
 
 def _token(token: int, logprob: float, texts: TokenTexts) -> dict[str, Any]:
-    return {"token": texts.text(token), "logprob": finite(logprob), "bytes": list(texts.bytes(token))}
+    return {"id": token, "token": texts.text(token), "logprob": finite(logprob), "bytes": list(texts.bytes(token))}
 
 
 def finite(logprob: float) -> float:

@@ -15,7 +15,7 @@ from radixbackend.chat import reasoning, tools
 from radixbackend.chat.formats.base import ToolFormat
 from radixbackend.chat.reasoning import ReasoningFormat
 from radixbackend.tokenizer import TextStream, Tokenizer
-from radixbackend.types import Choice, GenerationRequest, GenerationResult, ModelInfo, TokenEvent, Usage
+from radixbackend.types import Choice, GenerationRequest, GenerationResult, ImagePolicy, ModelInfo, TokenEvent, Usage
 
 END = "<|im_end|>"
 TEMPLATE = """
@@ -117,6 +117,8 @@ class FakeBackend:
     reasoning_format: ReasoningFormat | None = None
     model_name: str = "fake"
     max_context: int = 4096
+    weights_hash: str = "f00d"
+    images: ImagePolicy = field(default_factory=ImagePolicy)
 
     def __post_init__(self) -> None:
         self.tokenizer = Tokenizer(self.inner)

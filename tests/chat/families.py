@@ -6,7 +6,20 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from radixbackend.chat.formats import deepseek, granite, harmony, hermes, kimi, llama, mistral, pythonic, xml
+from radixbackend.chat.formats import (
+    deepseek,
+    gemma,
+    granite,
+    harmony,
+    hermes,
+    kimi,
+    kimi_k3,
+    llama,
+    mistral,
+    phi,
+    pythonic,
+    xml,
+)
 from radixbackend.chat.formats.base import CallArguments, CallEnd, CallStart, Piece, Reasoning, Text, ToolFormat
 
 # ruff: noqa: RUF001, E501  # DeepSeek's markers; texts are not broken where models do not break them
@@ -105,6 +118,47 @@ FAMILIES = [
         '<｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{"city": "Oslo"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
     ),
     Family(
+        deepseek.TAGGED,
+        "｜DSML｜ <function_calls>",
+        '<｜DSML｜function_calls>\n<｜DSML｜invoke name="get_weather">\n'
+        '<｜DSML｜parameter name="city" string="true">Rome</｜DSML｜parameter>\n'
+        '<｜DSML｜parameter name="days" string="false">3</｜DSML｜parameter>\n</｜DSML｜invoke>\n'
+        '<｜DSML｜invoke name="get_weather">\n<｜DSML｜parameter name="city" string="true">Oslo</｜DSML｜parameter>\n'
+        "</｜DSML｜invoke>\n</｜DSML｜function_calls>",
+        ("｜DSML｜",),
+    ),
+    Family(
+        deepseek.TAGGED_V4,
+        "｜DSML｜ <tool_calls>",
+        '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="get_weather">\n'
+        '<｜DSML｜parameter name="city" string="true">Rome</｜DSML｜parameter>\n'
+        '<｜DSML｜parameter name="days" string="false">3</｜DSML｜parameter>\n</｜DSML｜invoke>\n'
+        '<｜DSML｜invoke name="get_weather">\n<｜DSML｜parameter name="city" string="true">Oslo</｜DSML｜parameter>\n'
+        "</｜DSML｜invoke>\n</｜DSML｜tool_calls>",
+    ),
+    Family(
+        deepseek.TAGGED_V4_1,
+        "<｜DSML｜ calls>",
+        '<｜DSML｜ calls>\n<｜DSML｜ invoke name="get_weather">\n'
+        '<｜DSML｜ parameter name="city" string="true">Rome</｜DSML｜ parameter>\n'
+        '<｜DSML｜ parameter name="days" string="false">3</｜DSML｜ parameter>\n</｜DSML｜ invoke>\n'
+        '<｜DSML｜ invoke name="get_weather">\n<｜DSML｜ parameter name="city" string="true">Oslo</｜DSML｜ parameter>\n'
+        "</｜DSML｜ invoke>\n</｜DSML｜ calls>",
+    ),
+    Family(
+        gemma.GEMMA,
+        "<|tool_call>call:",
+        '<|tool_call>call:get_weather{city:<|"|>Rome<|"|>,days:3}<tool_call|>'
+        '<|tool_call>call:get_weather{city:<|"|>Oslo<|"|>}<tool_call|>',
+        ("<|tool_call>", "<tool_call|>", '<|"|>'),
+    ),
+    Family(
+        phi.PHI,
+        'a single JSON list formatted as functools[{"name": [function name], "arguments": …}, ...]',
+        'functools[{"name": "get_weather", "arguments": {"city": "Rome", "days": 3}}, '
+        '{"name": "get_weather", "arguments": {"city": "Oslo"}}]',
+    ),
+    Family(
         granite.GRANITE,
         "<|start_of_role|> <|tool_call|>",
         '<|tool_call|>[{"name": "get_weather", "arguments": {"city": "Rome", "days": 3}}, '
@@ -154,7 +208,61 @@ FAMILIES = [
         '<|tool_call_argument_begin|>{"city": "Oslo"}<|tool_call_end|><|tool_calls_section_end|>',
         ("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>", "<|tool_call_begin|>", "<|tool_call_end|>"),
     ),
+    Family(
+        xml.MINIMAX,
+        "<minimax:tool_call>",
+        '<minimax:tool_call>\n<invoke name="get_weather">\n<parameter name="city">Rome</parameter>\n'
+        '<parameter name="days">3</parameter>\n</invoke>\n<invoke name="get_weather">\n'
+        '<parameter name="city">Oslo</parameter>\n</invoke>\n</minimax:tool_call>',
+        ("<minimax:tool_call>", "</minimax:tool_call>"),
+    ),
+    Family(
+        kimi_k3.KIMI_K3,
+        "'<|open|>' + tag '<|close|>' + tag '<|sep|>'",
+        '<|open|>tools<|sep|><|open|>call tool="get_weather" index="1"<|sep|>'
+        '<|open|>argument key="city" type="string"<|sep|>Rome<|close|>argument<|sep|>'
+        '<|open|>argument key="days" type="number"<|sep|>3<|close|>argument<|sep|><|close|>call<|sep|>'
+        '<|open|>call tool="get_weather" index="2"<|sep|>'
+        '<|open|>argument key="city" type="string"<|sep|>Oslo<|close|>argument<|sep|><|close|>call<|sep|>'
+        "<|close|>tools<|sep|>",
+        ("<|open|>", "<|close|>", "<|sep|>"),
+    ),
 ]  # fmt: skip
+
+TEMPLATES = {
+    "deepseek-v3.2": """
+        {%- for call in calls %}{{ '<｜DSML｜function_calls>' if loop.first }}
+<｜DSML｜invoke name="{{ call.name }}">
+{% for key, value in call.arguments.items() %}{{ '' if loop.first else '\n' -}}
+<｜DSML｜parameter name="{{ key }}" string="{{ 'true' if value is string else 'false' }}">
+{{- value if value is string else value | tojson }}</｜DSML｜parameter>
+        {%- endfor %}
+</｜DSML｜invoke>
+        {%- endfor %}
+</｜DSML｜function_calls>""",
+    "minimax": """
+        {%- for call in calls %}{{ '<minimax:tool_call>\n' if loop.first }}<invoke name="{{ call.name }}">
+{% for key, value in call.arguments.items() %}<parameter name="{{ key }}">
+        {{- value if value is string else value | tojson }}</parameter>
+{% endfor %}</invoke>
+{% endfor %}</minimax:tool_call>""",
+    "gemma": """
+        {%- macro spell(value) -%}
+        {%- if value is string %}<|"|>{{ value }}<|"|>{% elif value is boolean %}{{ value | tojson }}
+        {%- elif value is mapping %}{ {%- for key, item in value | dictsort -%}
+            {{ key }}:{{ spell(item) }}{{ ',' if not loop.last }}{% endfor %}}
+        {%- elif value is sequence %}[{% for item in value %}{{ spell(item) }}{{ ',' if not loop.last }}{% endfor %}]
+        {%- else %}{{ value }}{% endif %}{% endmacro -%}
+        {%- for call in calls %}<|tool_call>call:{{ call.name }}{{ spell(call.arguments) }}<tool_call|>{% endfor %}""",
+    "kimi-k3": """
+        {%- for call in calls %}{{ '<|open|>tools<|sep|>' if loop.first -}}
+        <|open|>call tool="{{ call.name }}" index="{{ loop.index }}"<|sep|>{% for key, value in call.arguments.items() -%}
+        <|open|>argument key="{{ key }}" type="{% if value is boolean %}boolean{% elif value is none %}null
+        {%- elif value is number %}number{% elif value is string %}string{% else %}array{% endif %}"<|sep|>
+        {{- value if value is string else value | tojson }}<|close|>argument<|sep|>{% endfor %}<|close|>call<|sep|>
+        {%- endfor %}<|close|>tools<|sep|>""",
+}
+"""How the families' own chat templates write the calls of a history, as far as calls go."""
 
 
 @dataclass
@@ -193,4 +301,13 @@ def join(pieces: list[Piece]) -> Read:
 
 def before(family: Family, said: str) -> str:
     """Content, and then room for calls, as this family writes it."""
+    if family.format is kimi_k3.KIMI_K3:
+        return f"{kimi_k3.RESPONSE}{said}{kimi_k3.RESPONSE_END}"
     return f"{harmony.PREAMBLE}{said}{harmony.NEXT}" if family.format is harmony.HARMONY else said
+
+
+def content(family: Family, text: str) -> str:
+    """The whole answer, as this family writes it."""
+    if family.format is kimi_k3.KIMI_K3:
+        return before(family, text) + kimi_k3.MESSAGE_END
+    return f"{harmony.FINAL}{text}" if family.format is harmony.HARMONY else text

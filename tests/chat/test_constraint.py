@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from radixbackend.chat.constraint import AnswerPlan, Planner
-from radixbackend.chat.formats import harmony, hermes, llama, pythonic
+from radixbackend.chat.formats import gemma, harmony, hermes, llama, pythonic
 from radixbackend.chat.reasoning import HarmonyReasoning, Phase, ReasoningFormat, TaggedReasoning
 from radixbackend.chat.request import ChatRequest
 from radixbackend.engine.grammar.base import Vocabulary
@@ -18,7 +18,7 @@ from radixbackend.errors import ConstraintError, OutputValidationError
 from radixbackend.structured import FrontDoor
 from radixbackend.types import Constraint
 from tests.chat.fake import make_tokenizer
-from tests.chat.families import FAMILIES, OSLO, ROME, TOOLS, Family, before
+from tests.chat.families import FAMILIES, OSLO, ROME, TOOLS, Family, before, content
 
 BY_NAME = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.format.name)
 THINK = TaggedReasoning("think", "<think>", "</think>")
@@ -60,10 +60,6 @@ def plan(
     family: Family, *, reasoning: ReasoningFormat | None = None, phase: Phase = "after", **fields: Any
 ) -> AnswerPlan:
     return Planner(family.format, reasoning).plan(ChatRequest.of(USER, **{"tools": OFFERED, **fields}), phase)
-
-
-def content(family: Family, text: str) -> str:
-    return f"{harmony.FINAL}{text}" if family.format is harmony.HARMONY else text
 
 
 @BY_NAME
@@ -253,6 +249,78 @@ def test_definitions_are_found_from_inside_keyword_formats() -> None:
         made = plan(family, tools=[tool], tool_choice="required")
         assert allows(made, family.format.write([("f", {"at": {"name": "Rome"}})])), family.format.name
         assert not allows(made, family.format.write([("f", {"at": {"town": "Rome"}})])), family.format.name
+
+
+DEEP: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "tree": {"$ref": "#/$defs/tree"},
+        "pair": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 2, "maxItems": 3},
+        "any": {},
+        "either": {"anyOf": [{"type": "string"}, {"type": "object", "properties": {"x": {"const": 1}}}]},
+    },
+    "$defs": {"tree": {"type": "object", "properties": {"sub": {"type": "array", "items": {"$ref": "#/$defs/tree"}}}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("written", "allowed"),
+    [
+        ({"tree": {"sub": [{"sub": [{}]}, {}]}}, True),
+        ({"tree": {"sub": [{"sub": [{"other": 1}]}]}}, False),
+        ({"pair": [1, 2]}, True),
+        ({"pair": [1, 2, 3]}, True),
+        ({"pair": [1]}, False),
+        ({"pair": [1, 2, 3, 4]}, False),
+        ({"pair": [1, 2.5]}, False),
+        ({"any": {"a": ["x", {"b": None}, -1.5e3, True]}}, True),
+        ({"any": "é < |"}, True),
+        ({"either": {"x": 1}}, True),
+        ({"either": {"x": 2}}, False),
+        ({"either": "x"}, True),
+    ],
+)
+def test_gemma_spells_nested_values(written: Any, allowed: bool) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": DEEP}}
+    made = plan(next(f for f in FAMILIES if f.format is gemma.GEMMA), tools=[tool], tool_choice="required")
+    assert allows(made, gemma.GEMMA.write([("f", written)])) == allowed
+
+
+def test_gemmas_grammar_of_an_endless_schema_ends() -> None:
+    """Ten of itself in each, any number of levels deep."""
+    own = {"type": "object", "properties": {f"p{i}": {"$ref": "#"} for i in range(10)}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": own}}
+    made = plan(next(f for f in FAMILIES if f.format is gemma.GEMMA), tools=[tool], tool_choice="required")
+    assert allows(made, gemma.GEMMA.write([("f", {"p0": {"p0": {"p1": {}}}})]))
+    assert not allows(made, gemma.GEMMA.write([("f", {"p0": {"p0": {"p1": 1}}})]))
+
+
+@pytest.mark.parametrize(
+    "family", [f for f in FAMILIES if getattr(f.format, "kinds", None)], ids=lambda f: f.format.name
+)
+def test_a_tag_says_the_type_of_its_value(family: Family) -> None:
+    parameters = {"type": "object", "properties": {"x": {"type": ["string", "integer"]}, "y": {"enum": ["a", 1]}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    made = plan(family, tools=[tool], tool_choice="required")
+    for value in ("12", 12, "x"):
+        assert allows(made, family.format.write([("f", {"x": value})]))
+    assert not allows(made, family.format.write([("f", {"x": 12})]).replace("12", "x"))
+    assert allows(made, family.format.write([("f", {"y": "a"})]))
+    assert not allows(made, family.format.write([("f", {"y": "a"})]).replace(">a<", ">1<"))
+
+
+def test_a_parameter_may_refer_to_all_of_them() -> None:
+    parameters = {
+        "type": "object",
+        "properties": {"n": {"type": "integer"}, "sub": {"$ref": "#"}, "m": {"$ref": "#/properties/n"}},
+        "additionalProperties": False,
+    }
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    for family in FAMILIES:
+        made = plan(family, tools=[tool], tool_choice="required")
+        assert allows(made, family.format.write([("f", {"sub": {"n": 1, "sub": {"n": 2}}})])), family.format.name
+        assert allows(made, family.format.write([("f", {"m": 3})])), family.format.name
+        assert not allows(made, family.format.write([("f", {"sub": {"n": 1, "sub": {"o": 2}}})])), family.format.name
 
 
 def test_parameters_may_be_a_reference() -> None:

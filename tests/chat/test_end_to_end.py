@@ -151,6 +151,18 @@ def test_the_constraint_starts_after_the_reasoning(chat: ChatService, fields: di
     assert thought
 
 
+@pytest.mark.parametrize("fields", [{"tools": None, "response_format": RESPONSE}, {"tool_choice": "required"}])
+def test_reasoning_leaves_time_for_the_answer(chat: ChatService, fields: dict[str, Any]) -> None:
+    """A model that never ends its thoughts is made to, as late as the shortest answer allows."""
+    endless = {"chat_template_kwargs": {"enable_thinking": True}, "logit_bias": bias(chat, close=-100)}
+    for seed in range(2):
+        result = chat.complete(ask(seed, 80, **endless, **fields))
+        assert check_calls(result) or json.loads(result.content)
+        assert result.finish_reason in ("stop", "tool_calls")
+        assert result.choices[0].complete
+        assert len(result.reasoning or "") > 20
+
+
 @pytest.mark.parametrize("max_tokens", [1, 3, 9])
 def test_what_does_not_fit_the_budget_is_reported(chat: ChatService, max_tokens: int) -> None:
     result = chat.complete(ask(0, max_tokens, tool_choice="required"))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from radixbackend.chat.formats import hermes
+from radixbackend.chat.formats import hermes, kimi_k3
 from radixbackend.chat.reasoning import TAGGED, Phase, TaggedReasoning, find
 from radixbackend.types import ModelInfo
 from tests.chat.families import TOOLS, Read, join
@@ -87,6 +87,17 @@ def test_half_an_opening_marker_of_a_cut_answer_is_nobodys() -> None:
 def test_formats_are_told_by_the_template(format: TaggedReasoning) -> None:
     assert find(ModelInfo("m", chat_template=f"{format.opening} … {format.closing}")) is format
     assert find(ModelInfo("m", added_tokens=frozenset((format.opening, format.closing)))) is format
+
+
+def test_kimi_k3_is_told_by_its_tokens() -> None:
+    """Its template puts the markers together, so that it mentions none of them."""
+    found = find(ModelInfo("m", added_tokens=frozenset((kimi_k3.OPEN, kimi_k3.CLOSE, kimi_k3.SEP))))
+    assert isinstance(found, TaggedReasoning)
+    assert found.phase('<|open|>message role="assistant"<|sep|><|open|>think<|sep|>') == "inside"
+    parser = found.parser("inside", kimi_k3.KIMI_K3.parser(TOOLS))
+    text = "Hm.<|close|>think<|sep|><|open|>response<|sep|>Well. <|close|>response<|sep|><|close|>message<|sep|>"
+    read = join([piece for char in text for piece in parser.feed(char)] + parser.finish(truncated=False))
+    assert (read.reasoning, read.content.strip()) == ("Hm.", "Well.")
 
 
 def test_others_do_not_think() -> None:

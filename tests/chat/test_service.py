@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from radixbackend.chat.formats import harmony, hermes
+from radixbackend.chat.formats import harmony, hermes, kimi_k3
 from radixbackend.chat.reasoning import HarmonyReasoning, ReasoningFormat, TaggedReasoning
 from radixbackend.chat.request import ChatDelta, ChatRequest, ChatResult, Message, ToolCall
 from radixbackend.chat.service import ChatService
@@ -344,3 +344,24 @@ def test_a_conversation_goes_on() -> None:
     assert FAMILIES[0].text in prompt
     assert first.tool_calls[0] == ToolCall(first.tool_calls[0].id, "get_weather", ROME)
     assert second.usage == Usage(len(second.prompt_token_ids), second.usage.completion_tokens, 2, 1)
+
+
+K3_TEMPLATE = """{# tools tool_calls #}{% for m in messages %}<|open|>message role="{{ m.role }}"<|sep|>{{ m.content -}}
+<|close|>message<|sep|>{% endfor %}<|open|>message role="assistant"<|sep|>
+{%- if thinking is defined and not thinking %}<|open|>response<|sep|>{% else %}<|open|>think<|sep|>{% endif %}"""
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+@pytest.mark.parametrize("calls", [True, False])
+@pytest.mark.parametrize("said", ["Let me see.", ""])
+def test_an_answer_in_sections(thinking: bool, calls: bool, said: str) -> None:
+    """Kimi K3: everything stands between marks, the first of which the prompt wrote; none of them is text."""
+    family = next(family for family in FAMILIES if family.format is kimi_k3.KIMI_K3)
+    thought = f"Hm.{kimi_k3.CLOSE}think{kimi_k3.SEP}{kimi_k3.RESPONSE}" if thinking else ""
+    text = thought + said + kimi_k3.RESPONSE_END + (family.text if calls else "") + kimi_k3.MESSAGE_END
+    chat = service(text, family=family, inner=make_tokenizer(K3_TEMPLATE, specials=family.specials))
+    asked = request(chat_template_kwargs={"thinking": thinking})
+    result = chat.complete(asked)
+    assert (result.reasoning, result.content) == ("Hm." if thinking else None, said)
+    assert [(call.name, json.loads(call.arguments)) for call in result.tool_calls] == (family.calls if calls else [])
+    assert without_ids(joined(list(chat.stream(asked)))) == without_ids(parts(result))

@@ -131,12 +131,6 @@ def test_a_templates_refusal_is_the_requests_fault() -> None:
         render("{{ messages[0].content.nope.nope }}", HISTORY)
 
 
-def test_images_are_refused_for_now() -> None:
-    image = {"type": "image_url", "image_url": {"url": "data:,"}}
-    with pytest.raises(InvalidRequestError, match=r"messages\[0\] has an image"):
-        render(TEMPLATE, [{"role": "user", "content": [image]}])
-
-
 def test_special_tokens_are_not_added_twice() -> None:
     backend = FakeBackend(["x"])
     backend.inner.add_bos_token = True

@@ -6,6 +6,7 @@ import itertools
 import re
 from typing import Any
 
+import openai
 import pytest
 
 from radixbackend import Engine, SamplingParams
@@ -95,6 +96,45 @@ def test_echo(lenient: Client, engine: Engine) -> None:
     assert all(value < 0 for value in logprobs.token_logprobs[1:])
     one = client.call("completions.create", prompt=[7], echo=True, logprobs=0, **GREEDY).choices[0]
     assert len(one.logprobs.tokens) == 9
+
+
+@pytest.mark.parametrize("logprobs", [None, 2])
+@pytest.mark.parametrize("max_tokens", [0, 5])
+def test_echo_streams(lenient: Client, logprobs: int | None, max_tokens: int) -> None:
+    """Every choice's prompt first, then its answer; joined it is what comes at once."""
+    client = lenient
+    arguments: Any = {"prompt": ["The weather", "Once"], "n": 2, "seed": 3, "max_tokens": max_tokens, "echo": True}
+    arguments |= {"logprobs": logprobs} if logprobs else {}
+    whole = client.call("completions.create", **arguments)
+    texts, tokens, offsets = [""] * 4, [[] for _ in range(4)], [[] for _ in range(4)]  # type: ignore[var-annotated]
+    for chunk in client.stream("completions.create", **arguments):
+        for choice in chunk.choices:
+            if not texts[choice.index]:
+                assert choice.text == ("The weather", "Once")[choice.index // 2]
+            texts[choice.index] += choice.text
+            if choice.logprobs:
+                tokens[choice.index] += choice.logprobs.tokens
+                offsets[choice.index] += choice.logprobs.text_offset
+    assert texts == [choice.text for choice in whole.choices]
+    if logprobs:
+        assert tokens == [choice.logprobs.tokens for choice in whole.choices]
+        assert offsets == [choice.logprobs.text_offset for choice in whole.choices]
+
+
+def test_a_gap_is_filled_by_models_that_know_how(
+    client: Client, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(openai.BadRequestError, match="no tokens to fill a gap"):
+        client.call("completions.create", prompt="def f(", suffix="return 1", max_tokens=1)
+    inner = recorder.tokenizer.inner
+    known = {**inner.get_vocab(), "<|fim_prefix|>": 1, "<|fim_suffix|>": 2, "<|fim_middle|>": 3}
+    monkeypatch.setattr(inner, "get_vocab", lambda: known)
+    client.call("completions.create", prompt="def f(", suffix="return 1", max_tokens=1)
+    assert recorder.asked[-1].prompt == "<|fim_prefix|>def f(<|fim_suffix|>return 1<|fim_middle|>"
+    with pytest.raises(openai.BadRequestError, match="does not go with 'suffix'"):
+        client.call("completions.create", prompt="def f(", suffix="return 1", max_tokens=1, echo=True)
+    with pytest.raises(openai.BadRequestError, match="prompt of text"):
+        client.call("completions.create", prompt=[1, 2], suffix="return 1", max_tokens=1)
 
 
 def test_constraint(client: Client) -> None:

@@ -110,14 +110,15 @@ def test_stream_fails_before_it_begins(client: Client) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "field", "code"),
     [
-        ("completions.create", {"prompt": "a", "suffix": "b"}, "suffix", "unsupported_parameter"),
+        ("completions.create", {"prompt": "a", "suffix": "b"}, "suffix", "unsupported_by_model"),
         ("completions.create", {"prompt": "a", "best_of": 3}, "best_of", "unsupported_parameter"),
         ("completions.create", {"prompt": [5, 10**9]}, "prompt", "invalid_value"),
         ("completions.create", {"prompt": [3] * 5000}, "prompt", "context_length_exceeded"),
         ("completions.create", {"prompt": []}, "prompt", "invalid_value"),
         ("completions.create", {"prompt": [1, "a"]}, "prompt", "invalid_type"),
         ("completions.create", {"prompt": "a", "logprobs": 50}, "logprobs", "invalid_value"),
-        ("completions.create", {"prompt": "a", "echo": True, "stream": True}, "echo", "unsupported_parameter"),
+        ("completions.create", {"prompt": "a", "extra_body": {"stop_regex": "x"}}, "stop_regex",
+         "unsupported_parameter"),
         ("embeddings.create", {"input": []}, "input", "invalid_value"),
         ("embeddings.create", {"input": "a", "dimensions": 4096}, "dimensions", "invalid_value"),
         ("embeddings.create", {"input": [3] * 5000}, "input", "context_length_exceeded"),

@@ -125,6 +125,8 @@ class Layout:
         opens: before the first call; the first is what `ToolFormat.write` writes, all are allowed.
         trigger: what of ``open + begin`` is enough to know that a call has begun.
         index_width: letters and digits of each `INDEX` in ``begin`` or ``middle``; 0 for a number of any length.
+        first_index: the first call's number.
+        lead: white space that models like to write before the calls; it may begin an answer.
     """
 
     begin: str
@@ -135,6 +137,8 @@ class Layout:
     separator: str = ""
     close: str = ""
     index_width: int = 0
+    first_index: int = 0
+    lead: str = ""
 
     @property
     def is_section(self) -> bool:

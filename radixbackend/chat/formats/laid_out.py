@@ -19,6 +19,7 @@ from radixbackend.chat.nodes import (
     const,
     either,
     json_value,
+    optional,
     regex,
     separated,
     sequence,
@@ -31,16 +32,21 @@ class LaidOutFormat:
     """A `ToolFormat` from a `Layout`, with arguments as one JSON object. Others override."""
 
     parallel = True
+    dropped: tuple[str, ...] = ()
+    """What stands around content, and belongs to nobody."""
 
-    def __init__(self, name: str, layout: Layout, *, hidden: tuple[str, ...] = ()) -> None:
-        """``hidden``: further markers, which free text may not have."""
+    def __init__(
+        self, name: str, layout: Layout, *, hidden: tuple[str, ...] = (), tokens: tuple[str, ...] = ()
+    ) -> None:
+        """``hidden``: further markers, which free text may not have. ``tokens``: those that markers are made of."""
         self.name = name
         self.layout = layout
         self._hidden = hidden
+        self._tokens = tokens
 
     @property
     def markers(self) -> tuple[str, ...]:
-        return (self.layout.trigger, *self._hidden)
+        return (self.layout.trigger, *self._hidden, *self._tokens)
 
     # -- arguments -----------------------------------------------------------------------------------------------
 
@@ -60,7 +66,8 @@ class LaidOutFormat:
     def calls(self, tools: Schemas, *, at_most_one: bool) -> Node:
         layout = self.layout
         opening = either([const(text) for text in layout.opens]) if layout.is_section else ""
-        return sequence(opening, self._some(tools, at_most_one), layout.close)
+        lead = optional(const(layout.lead)) if layout.lead else ""
+        return sequence(lead, opening, self._some(tools, at_most_one), layout.close)
 
     def free(self, tools: Schemas, *, at_most_one: bool, excludes: Sequence[str]) -> Node:
         layout = self.layout
@@ -102,7 +109,7 @@ class LaidOutFormat:
             f"{layout.begin}{name}{layout.middle}".replace(INDEX, f"{index:0{layout.index_width}}")
             + self.spell(arguments)
             + layout.end
-            for index, (name, arguments) in enumerate(calls)
+            for index, (name, arguments) in enumerate(calls, layout.first_index)
         ]
         return layout.opens[0] + layout.separator.join(written) + layout.close
 

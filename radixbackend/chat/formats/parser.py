@@ -136,6 +136,9 @@ class LaidOutParser:
 
     def finish(self, *, truncated: bool) -> list[Piece]:
         pieces: list[Piece] = []
+        if self._state == self._in_text and truncated:
+            half = max((overlap(self._buffer, marker) for marker in self._format.dropped), default=0)
+            self._buffer = self._buffer[: len(self._buffer) - half] if half > 1 else self._buffer
         if self._state == self._in_tail:
             self._state = self._in_text
             self._buffer = "" if truncated else self._after_end(self._buffer)
@@ -151,13 +154,18 @@ class LaidOutParser:
     # -- states: each takes what it can from the buffer and says whether to go on ---------------------------------
 
     def _in_text(self, pieces: list[Piece]) -> bool:
-        found = min((at for t in self._triggers if (at := self._buffer.find(t)) >= 0), default=-1)
-        if found >= 0:
-            self._give(pieces, self._buffer[:found])
-            self._buffer = self._buffer[found:]
-            self._state = self._in_head
+        markers = (*self._triggers, *self._format.dropped)
+        found = min(((at, marker) for marker in markers if (at := self._buffer.find(marker)) >= 0), default=None)
+        if found is not None:
+            at, marker = found
+            self._give(pieces, self._buffer[:at])
+            if marker in self._triggers:
+                self._buffer = self._buffer[at:]
+                self._state = self._in_head
+            else:
+                self._buffer = self._buffer[at + len(marker) :]
             return True
-        keep = max((overlap(self._buffer, trigger) for trigger in self._triggers), default=0)
+        keep = max((overlap(self._buffer, marker) for marker in markers), default=0)
         certain = len(self._buffer) - keep
         self._give(pieces, self._buffer[:certain])
         self._buffer = self._buffer[certain:]
