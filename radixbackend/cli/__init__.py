@@ -1,0 +1,5 @@
+"""The program ``radix``."""
+
+from radixbackend.cli.program import main
+
+__all__ = ["main"]
