@@ -39,7 +39,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine.attention": ("engine.kv_store", "engine.plan"),
     "engine.runner": ("engine.plan",),
     "engine.rope": (),
-    "engine.model_loader": ("engine.rope",),
+    "engine.processor": (),
+    "engine.model_loader": ("engine.processor", "engine.rope"),
     "engine.probe": ("engine.attention.base",),
     "engine.model_runner": (
         "engine.attention.base",
@@ -48,7 +49,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "engine.plan",
         "engine.probe",
         "engine.runner",
+        "engine.vision",
     ),
+    "engine.vision": ("engine.model_loader", "engine.plan"),
+    "engine.cuda_graphs": ("engine.attention.base", "engine.plan"),
     "engine.prepack": ("engine.model_loader", "engine.probe"),
     "engine.sequential_runner": ("engine.model_loader", "engine.plan", "engine.probe", "engine.runner"),
     "engine.self_check": (
@@ -60,9 +64,19 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "engine.runner",
         "engine.sequential_runner",
     ),
+    "engine.images": ("engine.plan",),
+    "engine.image_check": (
+        "engine.images",
+        "engine.model_loader",
+        "engine.model_runner",
+        "engine.plan",
+        "engine.probe",
+        "engine.runner",
+        "engine.self_check",
+    ),
     "engine.grammar": ("token_bytes",),
     "engine.sampler": ("engine.grammar.base", "engine.plan", "engine.runner"),
-    "engine.embedder": ("engine.model_loader",),
+    "engine.embedder": ("engine.model_loader", "engine.probe"),
     "engine.executor": ("engine.plan", "engine.runner", "engine.sampler"),
     # text and structure
     "token_bytes": (),
@@ -91,7 +105,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "metrics": ("hookspecs",),
     # the engine
     "engine.loop": ("engine.plan", "engine.request", "engine.scheduler"),
-    "engine.intake": ("engine.grammar", "engine.request", "structured", "tokenizer"),
+    "engine.intake": ("engine.grammar", "engine.images", "engine.plan", "engine.request", "structured", "tokenizer"),
     "engine.channel": ("engine.request",),
     "engine.answer": ("engine.intake", "engine.request"),
     "engine.streams": ("engine.answer", "engine.channel", "engine.intake"),
@@ -106,10 +120,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     # its users
     "backend": ("config", "engine.engine", "plugins"),
-    "chat": ("backend", "structured", "tokenizer"),
-    "openai_api": ("", "backend", "chat", "token_bytes"),
-    "openai": ("backend", "openai_api"),
-    "cli": ("", "backend", "engine.engine", "metrics", "openai_api", "plugins"),
+    "cache_view": (),
+    "chat": ("backend", "structured", "token_bytes", "tokenizer"),
+    "openai_api": ("", "backend", "cache_view", "chat", "token_bytes"),
+    "openai": ("backend", "chat.sdk", "openai_api"),
+    "cli": ("", "backend", "cache_view", "chat", "config", "metrics", "openai_api", "plugins"),
 }
 """Module or package → what it may import at run time; a package stands for all of its files, "" for public names."""
 
