@@ -1,0 +1,167 @@
+"""radix-tiny: what generates its text, and the checkpoint that ships."""
+
+# ruff: noqa: RUF001 -- Turkish has an i without a dot.
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+import radixbackend
+from radixbackend import Engine
+from radixbackend.chat.service import ChatService
+from tools.radix_tiny import evaluate
+from tools.radix_tiny.corpus import dialogs, encode, render
+from tools.radix_tiny.dialog import Dialog
+from tools.radix_tiny.model import Shape, TinyLlama
+from tools.radix_tiny.words import CITIES, FIRST_NAMES, Source
+
+FOLDER = Path(radixbackend.__file__).parent / "models" / "radix_tiny"
+CASES = 6
+LEAST_RIGHT = dict.fromkeys(("extraction", "extraction_tr", "classification", "lookup", "tools_call", "facts"), 4)
+"""Of six cases each: far below the model card's figures, far above what a broken path reaches."""
+
+
+def draw(count: int, seed: int = 1, *, held_out: bool = False) -> list[Dialog]:
+    return list(islice(dialogs(seed, held_out=held_out), count))
+
+
+def test_one_seed_gives_one_text() -> None:
+    assert [render(dialog) for dialog in draw(50)] == [render(dialog) for dialog in draw(50)]
+    assert render(draw(1)[0]) != render(draw(1, seed=2)[0])
+
+
+@pytest.mark.parametrize("make", [Source.invented, Source.proper, Source.code, Source.foreign, Source.snake])
+def test_held_out_words_are_never_trained_on(make: object) -> None:
+    assert callable(make)
+    trained, held_out = Source(3), Source(3, held_out=True)
+    assert not {make(trained) for _ in range(3000)} & {make(held_out) for _ in range(3000)}
+
+
+@pytest.mark.parametrize("options", [FIRST_NAMES, CITIES])
+def test_lists_are_split(options: list[str]) -> None:
+    trained, held_out = set(Source(0).part(options)), set(Source(0, held_out=True).part(options))
+    assert held_out
+    assert not trained & held_out
+    assert trained | held_out == set(options)
+
+
+def test_held_out_conversations_are_new() -> None:
+    assert not {render(dialog) for dialog in draw(1500)} & {
+        render(d) for d in draw(400, held_out=True) if d.task != "facts"
+    }
+
+
+def test_every_conversation_can_be_sent_and_its_answer_is_right() -> None:
+    """Whatever the evaluation asks is a valid request, and what it expects passes its own judgement."""
+    for dialog in draw(300, held_out=True):
+        request = evaluate.request_of(dialog, grammar=True)
+        assert request.messages
+        if dialog.schema is not None:
+            assert json.loads(dialog.answer["content"]).keys() == dialog.schema["properties"].keys()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Ahmet 35 yaşında bir mühendistir.",
+        "İstanbul'da ığdır çöğür",
+        "你好啊集团",
+        "株式会社 こんにちは",
+        "naïve café — “quoted”",
+        "🙂👩‍🚀\n\tx",
+        "a  b\n\n c",
+    ],
+)
+def test_the_tokenizer_loses_nothing(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids) == text
+
+
+def test_a_name_is_written_with_the_same_tokens_everywhere(tokenizer: Tokenizer) -> None:
+    name = tokenizer.encode("Gurlavık", add_special_tokens=False).ids
+    for text in ("Gurlavık is here", 'x "Gurlavık"', "Call Gurlavık.", "(Gurlavık, 3)"):
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        assert any(ids[at : at + len(name)] == name for at in range(len(ids)))
+
+
+def test_only_answers_are_trained_on(tokenizer: Tokenizer) -> None:
+    dialog = next(dialog for dialog in draw(50) if dialog.task == "tools_answer")
+    example = encode(render(dialog), tokenizer)
+    answers = tokenizer.decode(
+        [token for token, counts in zip(example.ids, example.is_answer, strict=True) if counts],
+        skip_special_tokens=False,
+    )
+    spoken = [message for message in dialog.messages if message["role"] == "assistant"]
+    assert answers.count("<|im_end|>") == len(spoken)
+    assert answers.endswith(f"{dialog.answer['content']}<|im_end|>")
+
+
+def test_training_computes_what_transformers_computes() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = Shape(vocabulary=64, hidden=32, layers=2, heads=2, kv_heads=1, feed_forward=48, context=64)
+    torch.manual_seed(0)
+    ours = TinyLlama(shape)
+    theirs = LlamaForCausalLM(LlamaConfig(**{**shape.config(), "dtype": "float32"}))
+    assert not theirs.load_state_dict(ours.state_dict(), strict=False).unexpected_keys
+    theirs.tie_weights()
+    ids = torch.randint(0, 64, (2, 20))
+    with torch.no_grad():
+        expected = theirs(input_ids=ids).logits
+        assert torch.allclose(ours.logits(ours.hidden(ids, torch.float32)), expected, atol=1e-4)
+
+
+def test_the_folder_is_small_and_plain() -> None:
+    files = {file.name: file.stat().st_size for file in FOLDER.iterdir()}
+    needed = {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "MODEL_CARD.md",
+    }
+    assert needed <= files.keys()
+    assert sum(files.values()) < 12_000_000
+
+
+def test_it_ships_the_template_that_it_was_trained_with() -> None:
+    from tools.radix_tiny.corpus import TEMPLATE
+
+    assert (FOLDER / "chat_template.jinja").read_text(encoding="utf-8") == TEMPLATE.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[ChatService]:
+    with Engine("radix-tiny", kv_cache_tokens=8192) as engine:
+        yield ChatService(engine)
+
+
+def test_its_tools_are_found_to_be_hermes(service: ChatService) -> None:
+    assert service.backend.tool_format is not None
+    assert service.backend.tool_format.name == "hermes"
+
+
+def test_the_engine_sees_the_prompt_that_training_saw(service: ChatService) -> None:
+    for dialog in draw(40, held_out=True):
+        prompt = service.tokenize(evaluate.request_of(dialog, grammar=False))
+        tokens = service.backend.tokenizer
+        assert tokens is not None
+        assert tuple(tokens.encode(render(dialog), add_special_tokens=False))[: len(prompt)] == prompt
+
+
+@pytest.mark.parametrize("task", LEAST_RIGHT)
+def test_it_can_do_what_its_card_says(service: ChatService, task: str) -> None:
+    score = evaluate.evaluate(service, list(evaluate.cases(CASES, [task])), grammar=True)[task]
+    assert score.right >= LEAST_RIGHT[task], [(dialog.answer, given) for dialog, given in score.wrong]

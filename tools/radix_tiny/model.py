@@ -1,0 +1,175 @@
+"""The Llama architecture in little, for training: same weights, names and results as transformers' `LlamaForCausalLM`.
+
+Rules. Weights are float32, the products bfloat16. Nothing is masked but the future: a batch is padded on the right, and
+what stands after a conversation's end is in no loss. Logits are made only where somebody asks for them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WRITTEN_OUT = 640
+"""The longest rows whose attention is not left to the fused kernel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    vocabulary: int = 2048
+    hidden: int = 256
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    feed_forward: int = 512
+    context: int = 4096
+    rope_theta: float = 10_000.0
+    epsilon: float = 1e-5
+
+    @property
+    def head(self) -> int:
+        return self.hidden // self.heads
+
+    def config(self) -> dict[str, Any]:
+        """As config.json says it."""
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "vocab_size": self.vocabulary,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.feed_forward,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head,
+            "max_position_embeddings": self.context,
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            "rope_theta": self.rope_theta,
+            "rms_norm_eps": self.epsilon,
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+            "tie_word_embeddings": True,
+            "bos_token_id": None,
+            "pad_token_id": 0,
+            "eos_token_id": 2,
+            "dtype": "bfloat16",
+        }
+
+
+class Linear(nn.Module):
+    """A matrix, multiplied in the input's type."""
+
+    def __init__(self, inputs: int, outputs: int, *, scale: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) * scale * inputs**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class Norm(nn.Module):
+    def __init__(self, size: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.epsilon)
+
+
+class Attention(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.q_proj = Linear(shape.hidden, shape.heads * shape.head)
+        self.k_proj = Linear(shape.hidden, shape.kv_heads * shape.head)
+        self.v_proj = Linear(shape.hidden, shape.kv_heads * shape.head)
+        self.o_proj = Linear(shape.heads * shape.head, shape.hidden, scale=0.1)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        rows, length, _ = x.shape
+        query, key, value = (
+            projection(x).view(rows, length, -1, self.shape.head).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        groups = self.shape.heads // self.shape.kv_heads
+        query, key = _rotated(query, cos, sin), _rotated(key, cos, sin).repeat_interleave(groups, 1)
+        mixed = _attend(query, key, value.repeat_interleave(groups, 1))
+        return self.o_proj(mixed.transpose(1, 2).reshape(rows, length, -1))
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Causal attention: written out for short rows, where the fused one's backward is several times slower on a CPU."""
+    length = query.shape[-2]
+    if length > WRITTEN_OUT or query.is_cuda:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    future = torch.full((length, length), float("-inf"), dtype=query.dtype).triu(1)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2) + future
+    return torch.softmax(scores, dim=-1) @ value
+
+
+class FeedForward(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.gate_proj = Linear(shape.hidden, shape.feed_forward)
+        self.up_proj = Linear(shape.hidden, shape.feed_forward)
+        self.down_proj = Linear(shape.feed_forward, shape.hidden, scale=0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.input_layernorm = Norm(shape.hidden, shape.epsilon)
+        self.self_attn = Attention(shape)
+        self.post_attention_layernorm = Norm(shape.hidden, shape.epsilon)
+        self.mlp = FeedForward(shape)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Body(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(shape.vocabulary, shape.hidden)
+        nn.init.normal_(self.embed_tokens.weight, std=0.02)
+        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
+        self.norm = Norm(shape.hidden, shape.epsilon)
+
+
+class TinyLlama(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.model = Body(shape)
+        frequencies = shape.rope_theta ** (-torch.arange(0, shape.head, 2) / shape.head)
+        angles = torch.arange(shape.context)[:, None] * frequencies
+        self.cos: Tensor
+        self.sin: Tensor
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    def hidden(self, ids: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """The last hidden states, (rows, length, hidden), for `logits`."""
+        cos, sin = (table[: ids.shape[1]].to(dtype) for table in (self.cos, self.sin))
+        x = self.model.embed_tokens(ids).to(dtype)
+        for layer in self.model.layers:
+            x = layer(x, cos, sin)
+        return self.model.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """In float32, (positions, vocabulary)."""
+        return F.linear(hidden, self.model.embed_tokens.weight.to(hidden.dtype)).float()
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -1,0 +1,319 @@
+"""Trains the model: ``python -m tools.radix_tiny.train --out DIR``, resumed by the same command.
+
+Rules. Two processes of one thread each draw their own text and share only the gradients: on few cores that other work
+wants too, this is faster than two threads in each operation. A step is a number of tokens; who is faster takes more of
+it. Progress is the share of the budget spent (tokens or minutes, whichever is further), and learning rate, batch and
+mix follow it. A run that was stopped, or whose budget is raised, goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from tools.radix_tiny.corpus import Example, draw, encode, render
+from tools.radix_tiny.export import export
+from tools.radix_tiny.model import Shape, TinyLlama
+from tools.radix_tiny.tokens import train_tokenizer
+from tools.radix_tiny.words import Source
+
+ROUND = 32
+"""Lengths are padded to a multiple of this."""
+MICRO_TOKENS = 2560
+WARM_UP_STEPS = 40
+DECAY_FROM = 0.3
+MATRIX_RATE = 4e-3
+VECTOR_RATE = 3e-3
+WEIGHT_DECAY = 0.02
+QUICK_CHECK, FINAL_CHECK = 100, 600
+"""Held-out conversations that are checked on the way, and at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What holds at one point of the training."""
+
+    step_tokens: int
+    longest: int
+    copying: float
+    prompt_weight: float
+
+
+def plan_at(progress: float) -> Plan:
+    """Short texts and bare copying first, then everything; small steps first, then larger."""
+    if progress < 0.05:
+        return Plan(6_000, 128, 0.7, 0.1)
+    if progress < 0.15:
+        return Plan(6_000, 256, 0.3, 0.1)
+    if progress < 0.4:
+        return Plan(10_000, 768, 0.04, 0.0)
+    if progress < 0.75:
+        return Plan(12_000, 2048, 0.02, 0.0)
+    return Plan(16_000, 2048, 0.02, 0.0)
+
+
+def rate_at(step: int, progress: float) -> float:
+    """The learning rate's factor: warm up, stay, fall to a hundredth."""
+    warm = min(1.0, (step + 1) / WARM_UP_STEPS)
+    return warm * (1.0 if progress < DECAY_FROM else max(0.01, (1.0 - progress) / (1.0 - DECAY_FROM)))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of like length: `ids`, the `targets` one further, and the `weights` of each target in the loss."""
+
+    ids: Tensor
+    targets: Tensor
+    weights: Tensor
+
+    @staticmethod
+    def of(examples: Sequence[Example], prompt_weight: float) -> Batch:
+        width = -(-(max(len(example.ids) for example in examples) - 1) // ROUND) * ROUND
+        ids = torch.zeros(len(examples), width + 1, dtype=torch.long)
+        weights = torch.zeros(len(examples), width + 1)
+        for row, example in enumerate(examples):
+            ids[row, : len(example.ids)] = torch.tensor(example.ids)
+            weights[row, : len(example.ids)] = torch.tensor(_weights(example.is_answer, prompt_weight))
+        return Batch(ids[:, :-1], ids[:, 1:], weights[:, 1:])
+
+
+def _weights(is_answer: Sequence[bool], prompt_weight: float) -> list[float]:
+    """An answer weighs as the root of its length: a label of one token is as much of a decision as a long record."""
+    weights: list[float] = []
+    for marked, run in groupby(is_answer):
+        length = len(list(run))
+        weights += [length**-0.5 if marked else prompt_weight] * length
+    return weights
+
+
+def batches(seed: str, tokenizer: Any, plan: Callable[[], Plan]) -> Iterator[Batch]:
+    """Batches without end, each of rows of like length, so that little is padded and few shapes occur."""
+    source = Source(seed)
+    rows: dict[int, list[Example]] = defaultdict(list)
+    while True:
+        now = plan()
+        example = encode(render(draw(source, copying=now.copying)), tokenizer)
+        width = -(-(len(example.ids) - 1) // ROUND) * ROUND
+        if len(example.ids) > now.longest:
+            continue
+        rows[width].append(example)
+        if (len(rows[width]) + 1) * width > MICRO_TOKENS:
+            yield Batch.of(rows.pop(width), now.prompt_weight)
+
+
+def loss_sum(model: TinyLlama, batch: Batch) -> Tensor:
+    """Weighted sum of the cross-entropy over the batch's targets."""
+    hidden = model.hidden(batch.ids)
+    counted = batch.weights > 0
+    logits = model.logits(hidden[counted])
+    losses = F.cross_entropy(logits, batch.targets[counted], reduction="none")
+    return (losses * batch.weights[counted]).sum()
+
+
+@torch.no_grad()
+def check(model: TinyLlama, tokenizer: Any, *, count: int, held_out: bool = True) -> dict[str, float]:
+    """Share of held-out conversations, per task, whose last answer greedy decoding would get right to the letter."""
+    source = Source("check", held_out=held_out)
+    right: dict[str, list[bool]] = defaultdict(list)
+    for _ in range(count):
+        dialog = draw(source)
+        if dialog.grammar_only:
+            continue
+        example = encode(render(dialog), tokenizer)
+        batch = Batch.of([example], 0.0)
+        marks = example.is_answer
+        first = len(marks)
+        while first > 0 and marks[first - 1]:
+            first -= 1
+        window = slice(first - 1, len(marks) - 1)
+        guesses = model.logits(model.hidden(batch.ids)[0, window]).argmax(-1)
+        right[dialog.task].append(bool((guesses == batch.targets[0, window]).all()))
+    shares = {task: sum(marks) / len(marks) for task, marks in sorted(right.items())}
+    return {**shares, "all": sum(map(sum, right.values())) / sum(map(len, right.values()))}
+
+
+class Trainer:
+    """One of the processes. All hold the same weights; each updates its share of the matrices and hands them round."""
+
+    def __init__(self, rank: int, options: argparse.Namespace, taken: Any) -> None:
+        self.rank, self.world, self.options = rank, dist.get_world_size(), options
+        self.taken = taken  # tokens that any process has taken up, a number shared by all
+        self.folder = Path(options.out)
+        torch.manual_seed(options.seed)
+        self.model = TinyLlama(Shape())
+        self.tokenizer = _tokenizer(self.folder / "tokenizer.json")
+        body = self.model.model
+        self.matrices = [p for p in body.layers.parameters() if p.ndim == 2]
+        self.vectors = [p for p in body.parameters() if p.ndim == 1] + [body.embed_tokens.weight]
+        own = self.matrices[rank :: self.world]
+        self.optimizers = [
+            torch.optim.Muon(own, lr=MATRIX_RATE, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(self.vectors, lr=VECTOR_RATE, betas=(0.9, 0.95), weight_decay=0.0),
+        ]
+        self.rates = [MATRIX_RATE, VECTOR_RATE]
+        self.step = self.tokens = 0
+        self.seconds = 0.0
+        self._resume()
+
+    @property
+    def progress(self) -> float:
+        return max(self.tokens / self.options.tokens, self.seconds / 60 / self.options.minutes)
+
+    def run(self) -> None:
+        seed = f"{self.options.seed}/{self.rank}/{self.step}"
+        stream = batches(seed, self.tokenizer, lambda: plan_at(self.progress))
+        checked = saved = logged = self._agreed(time.monotonic())
+        recent: list[float] = []
+        while self.progress < 1.0:
+            began = time.monotonic()
+            recent.append(self._step(stream))
+            self.seconds += self._agreed(time.monotonic() - began)
+            now = self._agreed(time.monotonic())
+            if now - logged > 30:
+                self._log(loss=sum(recent) / len(recent), rate=rate_at(self.step, self.progress))
+                recent, logged = [], now
+            if now - checked > self.options.check_every:
+                self._check(QUICK_CHECK)
+                checked = now
+            if now - saved > self.options.save_every:
+                self.save()
+                saved = now
+        self.save()
+        self._check(FINAL_CHECK)
+
+    def _step(self, stream: Iterator[Batch]) -> float:
+        """Gradients of this process's part of a step, summed over all processes; then the update. Gives the loss."""
+        factor = rate_at(self.step, self.progress)
+        goal = self.tokens + plan_at(self.progress).step_tokens
+        sums = torch.zeros(3)  # loss, weight, tokens
+        while self.taken.value < goal:
+            batch = next(stream)
+            with self.taken.get_lock():
+                self.taken.value += batch.ids.numel()
+            loss = loss_sum(self.model, batch)
+            loss.backward()
+            sums += torch.stack((loss.detach(), batch.weights.sum(), torch.tensor(float(batch.ids.numel()))))
+        parameters = [*self.matrices, *self.vectors]
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        flat = torch.cat([sums, *(parameter.grad.flatten() for parameter in parameters)])
+        dist.all_reduce(flat)
+        loss, weight, tokens = flat[:3].tolist()
+        at = 3
+        for parameter in parameters:
+            parameter.grad.copy_(flat[at : at + parameter.numel()].view_as(parameter) / weight)
+            at += parameter.numel()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+            optimizer.step()
+        self.model.zero_grad()
+        self._hand_round()
+        self.step += 1
+        self.tokens += int(tokens)
+        return loss / weight
+
+    def _hand_round(self) -> None:
+        """Each matrix from the process that updated it to all others."""
+        for owner in range(self.world):
+            own = self.matrices[owner :: self.world]
+            flat = torch.cat([p.detach().flatten() for p in own])
+            dist.broadcast(flat, owner)
+            if owner != self.rank:
+                for parameter, part in zip(own, flat.split([p.numel() for p in own]), strict=True):
+                    parameter.data.copy_(part.view_as(parameter))
+
+    def _agreed(self, value: float) -> float:
+        """The first process's value, so that all take the same turns."""
+        shared = torch.tensor([value], dtype=torch.float64)
+        dist.broadcast(shared, 0)
+        return float(shared)
+
+    def _check(self, count: int) -> None:
+        if self.rank == 0:
+            self._log(held_out=check(self.model, self.tokenizer, count=count))
+        dist.barrier()
+
+    def _log(self, **figures: Any) -> None:
+        if self.rank == 0:
+            line = {"step": self.step, "minutes": round(self.seconds / 60, 1), "tokens": self.tokens, **figures}
+            with (self.folder / "log.jsonl").open("a") as log:
+                log.write(json.dumps(line) + "\n")
+            print(json.dumps(line), flush=True)
+
+    def save(self) -> None:
+        """State for a later resumption, and from the first process the model in the format that ships."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "at": (self.step, self.tokens, self.seconds),
+        }
+        path = self.folder / f"state-{self.rank}.pt"
+        torch.save(state, path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+        if self.rank == 0:
+            export(self.model, self.folder / "tokenizer.json", self.folder / "model")
+        dist.barrier()
+
+    def _resume(self) -> None:
+        path = self.folder / f"state-{self.rank}.pt"
+        if path.exists():
+            state = torch.load(path, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            self.step, self.tokens, self.seconds = state["at"]
+            self.taken.value = self.tokens
+
+
+def _tokenizer(path: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(path))
+
+
+def _work(rank: int, options: argparse.Namespace, taken: Any) -> None:
+    torch.set_num_threads(options.threads)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(options.port)}
+    dist.init_process_group("gloo", rank=rank, world_size=options.processes)
+    Trainer(rank, options, taken).run()
+    dist.destroy_process_group()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Train radix-tiny on generated text.")
+    parser.add_argument("--out", required=True, help="folder for checkpoints, the log and the finished model")
+    parser.add_argument("--tokens", type=float, default=100e6, help="budget of training tokens")
+    parser.add_argument("--minutes", type=float, default=170, help="budget of time spent in steps")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="threads of each process")
+    parser.add_argument("--check-every", type=float, default=300, help="seconds between checks on held-out text")
+    parser.add_argument("--save-every", type=float, default=180, help="seconds between checkpoints")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--port", type=int, default=29571)
+    options = parser.parse_args(arguments)
+    folder = Path(options.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "tokenizer.json").exists():
+        train_tokenizer(options.seed).save(str(folder / "tokenizer.json"))
+    taken = torch.multiprocessing.get_context("spawn").Value("q", 0)
+    torch.multiprocessing.spawn(_work, (options, taken), nprocs=options.processes)
+
+
+if __name__ == "__main__":
+    main()
