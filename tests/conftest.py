@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import runpy
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,10 +13,23 @@ from hypothesis import settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("DSPY_CACHEDIR", tempfile.mkdtemp(prefix="radix-tests-"))  # where DSPy keeps answers
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton's kernels run on a CPU, slowly and exactly
 
 # The same examples in every run, so that a failure is a fact about the code and not about the day.
 settings.register_profile("deterministic", derandomize=True, deadline=None)
 settings.load_profile("deterministic")
+
+END = "<|end|>"
+TEXT = (
+    "You are the desk clerk of a small hotel by the sea. Answer every question of a guest in one sentence.",
+    *("When is breakfast?", "Where may I park?", "Is the sauna open?"),
+    '{"type": "object", "properties": {"room": {"type": "integer", "minimum": 1, "maximum": 40}, '
+    '"view": {"enum": ["sea", "garden"]}, "breakfast": {"type": "boolean"}}, '
+    '"required": ["room", "view", "breakfast"], "additionalProperties": false}',
+)
+"""What the tiny checkpoint's tokenizer learns its merges from."""
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,7 +45,36 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a two-layer Llama with random weights and a byte-level tokenizer, as the quickstart makes it."""
+    """Folder of a two-layer Llama with random weights and a byte-level tokenizer."""
     folder = tmp_path_factory.mktemp("models") / "my-model"
-    runpy.run_path(str(ROOT / "examples" / "quickstart.py"))["make_checkpoint"](folder)
+    make_checkpoint(folder)
     return folder
+
+
+def make_checkpoint(folder: Path) -> None:
+    """Write a tiny Llama in transformers' format, as `save_pretrained` does."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=512, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+    bpe.train_from_iterator(TEXT, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
