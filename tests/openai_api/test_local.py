@@ -13,12 +13,18 @@ import openai
 import pytest
 
 from radixbackend import Engine
-from radixbackend.backend import _shared
+from radixbackend import backend as backends
 from radixbackend.errors import ConfigError
 from radixbackend.openai import AsyncOpenAI, OpenAI
 
 USER: Any = [{"role": "user", "content": "Hi"}]
 SMALL: dict[str, Any] = {"kv_cache_tokens": 1024, "self_check": False}
+
+
+@pytest.fixture(autouse=True)
+def nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other tests in this process share is not in the way."""
+    monkeypatch.setattr(backends, "_shared", backends.SharedBackends())
 
 
 def ask(client: Any, model: str = "tiny", **arguments: Any) -> Any:
@@ -29,16 +35,16 @@ def test_by_model(checkpoint: Path) -> None:
     """Who names the same model and options shares one engine, which goes with the last."""
     first = OpenAI(model=checkpoint, **SMALL)
     second = AsyncOpenAI(model=str(checkpoint), **SMALL)
-    assert len(_shared._slots) == 1
+    assert len(backends._shared._slots) == 1
     for name in ("tiny", str(checkpoint)):
         assert ask(first, name).usage.completion_tokens == 2
     assert asyncio.run(ask(second)).usage.completion_tokens == 2
     assert [m.id for m in first.models.list()] == ["tiny"]
     assert first.models.retrieve("tiny").id == "tiny"
     first.close()
-    assert len(_shared._slots) == 1
+    assert len(backends._shared._slots) == 1
     asyncio.run(second.close())
-    assert not _shared._slots
+    assert not backends._shared._slots
 
 
 def test_by_backend(engine: Engine) -> None:
@@ -59,9 +65,9 @@ def test_copies_share_and_count(checkpoint: Path) -> None:
     third = patient.copy(default_headers={"x-a": "b"})
     patient.close()
     assert ask(third).usage.completion_tokens == 2
-    assert _shared._slots
+    assert backends._shared._slots
     third.close()
-    assert not _shared._slots
+    assert not backends._shared._slots
 
 
 def test_async_copies(checkpoint: Path) -> None:
@@ -76,13 +82,13 @@ def test_async_copies(checkpoint: Path) -> None:
 
     asyncio.run(run())
     asyncio.run(run())  # on another event loop
-    assert not _shared._slots
+    assert not backends._shared._slots
 
 
 def test_dropped_clients_give_the_engine_back(checkpoint: Path) -> None:
     ask(OpenAI(model=checkpoint, **SMALL))
     gc.collect()
-    assert not _shared._slots
+    assert not backends._shared._slots
 
 
 def test_a_stream_keeps_its_client(checkpoint: Path) -> None:
@@ -91,7 +97,7 @@ def test_a_stream_keeps_its_client(checkpoint: Path) -> None:
     assert list(stream)[-1].choices[0].finish_reason == "length"
     del stream
     gc.collect()
-    assert not _shared._slots
+    assert not backends._shared._slots
 
 
 def test_environment_does_not_leak_in(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,8 @@ SECRET = "very-secret"
 
 
 def users() -> int:
-    """Shares of all engines of this process."""
+    """Shares of all engines of this process that are really held."""
+    gc.collect()  # what earlier tests dropped must not go in the middle of this one
     return sum(slot.users for slot in _shared._slots.values())
 
 
@@ -38,11 +39,11 @@ def users() -> int:
 
 
 def test_instances_share_one_engine(params: dict[str, Any], engine: SharedBackend) -> None:
-    before = users()
+    before, engines = users(), len(_shared._slots)
     one, two = ChatRadix(**params), ChatRadix(**{**params, "temperature": 1}, max_tokens=4)
     embeddings = RadixEmbeddings(model=params["model"], kv_cache_tokens=params["kv_cache_tokens"], self_check=False)
     assert users() == before + 3
-    assert len(_shared._slots) == 1
+    assert len(_shared._slots) == engines
     one.close()
     one.close()
     embeddings.close()
