@@ -240,7 +240,7 @@ def test_interrupt_ends_the_answer_and_not_the_program(small: Any, tiny_checkpoi
         *options,
     ]
     with subprocess.Popen(
-        [*command, "--max-tokens", "900", "--regex", "[a-z]{900}"],
+        [*command, "--max-tokens", "900", "--regex", "[0-9]{900}"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
