@@ -101,7 +101,8 @@ def environment(peer: str) -> dict[str, str]:
             "VLLM_NO_USAGE_STATS": "1",
             "LD_PRELOAD": ":".join(map(str, _preloads())),
         }
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **own}
+    threads = {"OMP_NUM_THREADS": str(os.cpu_count())}  # the same for everyone, whatever this shell says
+    return {**os.environ, **threads, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **own}
 
 
 def _preloads() -> list[Path]:
