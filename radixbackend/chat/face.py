@@ -23,7 +23,7 @@ from radixbackend.token_bytes import token_bytes
 from radixbackend.types import Embeddings, EngineStats, Prompt, Usage
 
 if TYPE_CHECKING:
-    from radixbackend.chat.service import AsyncChatStream, ChatStream
+    pass
 
 
 class Deltas(Iterator[ChatDelta], Protocol):
@@ -129,12 +129,12 @@ class Chat(Protocol):
     ) -> None: ...
 
 
-class LocalChat:
+class LocalChat(ChatService):
     """A share of an engine in this process, which `close` gives back."""
 
     def __init__(self, share: SharedBackend) -> None:
+        super().__init__(share)
         self._share = share
-        self._service = ChatService(share)
 
     @property
     def model_name(self) -> str:
@@ -165,29 +165,6 @@ class LocalChat:
         tokenizer = self._share.tokenizer
         return {} if tokenizer is None else token_bytes(tokenizer.inner)
 
-    def complete(self, request: ChatRequest, *, timeout: float | None = None) -> ChatResult:
-        return self._service.complete(request, timeout=timeout)
-
-    async def acomplete(self, request: ChatRequest, *, timeout: float | None = None) -> ChatResult:
-        return await self._service.acomplete(request, timeout=timeout)
-
-    def stream(self, request: ChatRequest, *, timeout: float | None = None) -> ChatStream:
-        return self._service.stream(request, timeout=timeout)
-
-    def astream(self, request: ChatRequest, *, timeout: float | None = None) -> AsyncChatStream:
-        return self._service.astream(request, timeout=timeout)
-
-    def tokenize(self, request: ChatRequest | str) -> tuple[int, ...]:
-        """The tokens of a request's prompt, or of a plain text."""
-        return self._service.tokenize(request)
-
-    def count_tokens(
-        self,
-        messages: Iterable[Message | Mapping[str, Any]],
-        tools: Iterable[Tool | Mapping[str, Any]] | None = None,
-    ) -> int:
-        return self._service.count_tokens(messages, tools)
-
     def embed(
         self, texts: Prompt | Sequence[Prompt], *, dimensions: int | None = None, timeout: float | None = None
     ) -> Embeddings:
@@ -207,7 +184,7 @@ class LocalChat:
         return self._share.pin(self._prefix(request), cache_salt=request.cache_salt)
 
     def _prefix(self, request: ChatRequest) -> tuple[int, ...]:
-        return self._service.tokenize(replace(request, add_generation_prompt=False))
+        return self.tokenize(replace(request, add_generation_prompt=False))
 
     def stats(self) -> EngineStats:
         return self._share.stats()
