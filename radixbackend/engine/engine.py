@@ -21,6 +21,7 @@ from radixbackend.engine.answer import Collector
 from radixbackend.engine.build import Parts, build
 from radixbackend.engine.channel import AsyncChannel, Channel, Deadline
 from radixbackend.engine.intake import Intake
+from radixbackend.engine.loop import start
 from radixbackend.engine.streams import AsyncTokenStream, TokenStream
 from radixbackend.errors import EngineClosedError, InvalidRequestError, RadixError
 from radixbackend.types import (
@@ -60,7 +61,8 @@ class Engine:
     """
 
     def __init__(self, model: str | os.PathLike[str], *, plugins: Iterable[object] = (), **options: object) -> None:
-        self._open: Parts | None = build(EngineConfig.make(model, options), plugins)
+        config = EngineConfig.make(model, options)
+        self._open: Parts | None = start(lambda: build(config, plugins), lambda parts: parts.loop)
         # A dropped engine stops its thread and gives its memory back, as does the end of the interpreter.
         self._finalizer = weakref.finalize(self, _close, self._open)
 

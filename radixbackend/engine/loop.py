@@ -40,8 +40,35 @@ class Observer(Protocol):
     def request_finished(self, record: RequestRecord) -> None: ...
 
 
+def start(make: Callable[[], T], loop_of: Callable[[T], EngineLoop]) -> T:
+    """Make something on a new thread, which then runs its loop until that is closed; returns what was made.
+
+    All that an engine computes, the loading included, it computes on this one thread: OpenMP keeps a pool of workers
+    for each thread that computes, and as soon as two pools together have more threads than there are cores, libgomp
+    puts workers to sleep between operators. Decode steps of a small model then take twice as long.
+    """
+    made: Future[T] = Future()
+
+    def live() -> None:
+        try:
+            thing = make()
+        except BaseException as fault:
+            made.set_exception(fault)
+            return
+        loop = loop_of(thing)
+        made.set_result(thing)
+        loop.run()
+
+    threading.Thread(target=live, name="radix-engine", daemon=True).start()
+    try:
+        return made.result()
+    except KeyboardInterrupt:
+        made.add_done_callback(lambda late: late.exception() or loop_of(late.result()).close())
+        raise
+
+
 class EngineLoop:
-    """Runs a scheduler and an executor on a thread of its own from construction to `close`.
+    """Runs a scheduler and an executor on the thread that it was made on, see `start`, until `close`.
 
     ``max_open`` bounds the choices that are unfinished at once. ``on_exit`` runs on that thread once nothing steps
     any more: it gives memory back.
@@ -67,8 +94,7 @@ class EngineLoop:
         self._open = 0  # choices submitted and not ended
         self._pid = os.getpid()
         self.stats: EngineStats = scheduler.stats()
-        self._thread = threading.Thread(target=self._run, name="radix-engine", daemon=True)
-        self._thread.start()
+        self._thread = threading.current_thread()
 
     # -- any thread ----------------------------------------------------------------------------------------------
 
@@ -132,7 +158,7 @@ class EngineLoop:
 
     # -- the engine's thread -------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
+    def run(self) -> None:
         busy = False
         try:
             while self._take_commands(0.0 if busy else POLL_SECONDS if self._scheduler.has_work else None):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from radixbackend.builtin_plugin import radix_rank_waiting
-from radixbackend.engine.loop import EngineLoop
+from radixbackend.engine.loop import EngineLoop, start
 from radixbackend.engine.prefix_cache import PrefixCache
 from radixbackend.engine.request import ConsumerGone, Request, Update
 from radixbackend.engine.scheduler import Limits, Scheduler
@@ -45,7 +45,10 @@ class Bench:
         )
         self.heard = Heard()
         self.exited = threading.Event()
-        self.loop = EngineLoop(self.scheduler, self.executor, self.heard, max_open=max_open, on_exit=self.exited.set)
+        self.loop = start(
+            lambda: EngineLoop(self.scheduler, self.executor, self.heard, max_open=max_open, on_exit=self.exited.set),
+            lambda loop: loop,
+        )
 
     def request(self, number: int, count: int = 10, sink=None) -> tuple[Request, queue.SimpleQueue[Update]]:
         updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
