@@ -40,13 +40,12 @@ from benchmarks.prefix_cache import agent, few_shot
 from radixbackend import Constraint, Engine, SamplingParams, hookimpl
 from radixbackend.engine.attention.base import AttentionBackend, AttentionBatch, AttentionLayer
 from radixbackend.engine.attention.torch_native import TorchAttention
-from radixbackend.engine.cuda_graphs import DecodeGraphs
 from radixbackend.engine.kv_store import KVShape, KVStore
 from radixbackend.engine.model_loader import LoadedModel
 from radixbackend.engine.model_runner import ModelRunner
 from radixbackend.engine.plan import SampleSpec, SequenceId, SequencePlan, StepPlan
 from radixbackend.plugins import Plugins
-from radixbackend.types import StepRecord
+from radixbackend.types import GenerationResult, StepRecord
 
 SECTION_SECONDS = 150
 """After which a section is given up."""
@@ -99,6 +98,8 @@ GOALS = {
     "few_shot, off / on": 5.0,
     "agent, off / on": 5.0,
     "constrained / unconstrained": 0.97,
+    "same bits cold and warm, deterministic": 1.0,
+    "same bits cold and alone, deterministic": 1.0,
 }
 """What should be reached at the shape of Llama-3-8B on one H200, at least."""
 
@@ -394,6 +395,36 @@ def cold_warm(suite: Suite) -> None:
             suite.note(f"same tokens cold and {label}, {name}", round(share, 3))
 
 
+def deterministic(suite: Suite) -> None:
+    """Share of answers whose log-probabilities are the same bits cold, warm and alone, and what that costs."""
+    shape = TINY if suite.quick else SMALL
+    model = make_model(shape, torch.bfloat16, suite.device)
+    asked = prompts(4 if suite.quick else 64, 60 if suite.quick else 300, shape.vocab)
+    rates = {}
+    for wanted in (False, True):
+        if wanted and not suite.cuda:
+            suite.note("deterministic", "takes a GPU")
+            return
+        label = "deterministic" if wanted else "default"
+        options = {"deterministic": wanted, "kv_cache_tokens": 65536, "max_running": len(asked)}
+        params = greedy(32, logprobs=2)
+        with engine(model, **options) as (made, plugin):
+            alone = bits([made.generate(prompt, params) for prompt in asked])
+            made.flush_cache()
+            plugin.steps.clear()
+            cold = bits(made.generate(asked, params))
+            rates[wanted] = decode_rate(plugin.steps, len(asked))[0]
+            warm = bits(made.generate(asked, params))
+        for kind, other in (("warm", warm), ("alone", alone)):
+            share = sum(a == b for a, b in zip(cold, other, strict=True)) / len(asked)
+            suite.note(f"same bits cold and {kind}, {label}", round(share, 3))
+    suite.note("deterministic / default, decode", round(rates[True] / rates[False], 2))
+
+
+def bits(results: Sequence[GenerationResult]) -> list[Any]:
+    return [(result.token_ids, result.logprobs) for result in results]
+
+
 # -- how fast is it ----------------------------------------------------------------------------------------------------
 
 
@@ -436,31 +467,42 @@ def forwards(suite: Suite) -> None:
     for name in suite.kernels:
         runner = ModelRunner(model, Plugins(discover=False).make_attention(name, suite.device.type))
         try:
-            runner.allocate(max(shape.batches) * (shape.context + 1))
             for batch in shape.batches:
+                runner.allocate(batch * (shape.context + 1))
                 plan = decode_plan(batch, shape.context)
                 eager = timed(suite, lambda plan=plan, runner=runner: runner.run(plan).rows)
                 suite.note(f"ms of a forward, {name}, batch {batch}", round(eager[0], 3))
                 if not suite.cuda or not getattr(runner.attention, "captures", False):
                     continue
-                graphs = DecodeGraphs(
-                    forward_of(runner),
-                    runner.attention,  # type: ignore[arg-type]
-                    max_rows=batch,
-                    max_context=2 * shape.context,
-                    slots=runner.capacity,
-                    device=suite.device,
-                )
-                replayed = timed(suite, lambda plan=plan, graphs=graphs: graphs.run(plan))
+                runner.capture_decodes(batch, 2 * shape.context)
+                replayed = timed(suite, lambda plan=plan, runner=runner: runner.run(plan).rows)
                 suite.note(f"ms of a replay, {name}, batch {batch}", round(replayed[0], 3))
-                apart = float((replayed[1].float() - eager[1].float()).abs().max())
+                apart = float((replayed[1] - eager[1]).abs().max())
                 suite.note(f"logits of a replay differ by, {name}, batch {batch}", round(apart, 4))
-                graphs.clear()
         finally:
             runner.close()
             gc.collect()
             if suite.cuda:
                 torch.cuda.empty_cache()
+
+
+def graphs(suite: Suite) -> None:
+    """What CUDA graphs do for the engine's decodes, and whether it gives the same tokens with and without them."""
+    shape = suite.shape
+    for batch in shape.batches:
+        tokens = batch * (shape.context + shape.steps + 8)
+        asked = prompts(batch, shape.context, shape.vocab)
+        rates, answers = {}, {}
+        for on in (False, True):
+            options = {"kv_cache_tokens": tokens, "max_running": batch, "cuda_graphs": on}
+            with engine(suite.large, **options) as (made, plugin):
+                answers[on] = [result.token_ids for result in made.generate(asked, greedy(shape.steps))]
+                rates[on] = decode_rate(plugin.steps, batch)[0]
+        same = sum(a == b for a, b in zip(answers[True], answers[False], strict=True))
+        if suite.cuda:  # elsewhere they are the same
+            suite.note(f"decode without graphs, batch {batch}", round(rates[False]))
+            suite.note(f"graphs on / off, batch {batch}", round(rates[True] / rates[False], 2))
+        suite.note(f"same tokens with and without graphs, batch {batch}", round(same / batch, 3))
 
 
 def decode_plan(batch: int, context: int) -> StepPlan:
@@ -471,14 +513,6 @@ def decode_plan(batch: int, context: int) -> StepPlan:
         token = np.array([300 + i], np.int32)
         sequences.append(SequencePlan(SequenceId(i), token, context - 1, slots, spec))
     return StepPlan(0, tuple(sequences))
-
-
-def forward_of(runner: ModelRunner) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    def forward(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        runner._call = 0
-        return runner._forward(ids, positions, torch.arange(ids.shape[1], device=ids.device))
-
-    return forward
 
 
 def timed(suite: Suite, run: Callable[[], Any]) -> tuple[float, Any]:
@@ -607,6 +641,8 @@ SECTIONS: tuple[Callable[[Suite], None], ...] = (
     bitwise,
     exact,
     cold_warm,
+    deterministic,
+    graphs,
     workloads,
     constrained,
     transformers_batching,

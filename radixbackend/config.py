@@ -15,6 +15,10 @@ from radixbackend.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 EVICTION_POLICIES = ("lru", "lfu", "fifo")
+DETERMINISTIC = "triton-deterministic"
+"""The attention whose results do not depend on the batch."""
+INT8 = "int8"
+"""The one quantization there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,8 @@ class EngineConfig:
             flashinfer; auto takes the fastest that the device and what is installed allow.
         grammar: name asked of the hook `radix_make_grammar` first.
         kv_cache_tokens: size of the KV pool; None sizes it from ``memory_fraction``.
-        memory_fraction: share of the memory free after loading that the KV pool may take.
+        memory_fraction: share that the KV pool may take of the memory that is free after loading and, on a GPU, after
+            the largest step had what it computes in; None takes 0.9 on CUDA and 0.5 elsewhere.
         max_context: longest sequence served; None takes the model's own limit.
         max_running: sequences in a batch.
         max_step_tokens: tokens computed per step, so how long a decode can wait for a prefill; None chooses by
@@ -39,6 +44,14 @@ class EngineConfig:
         prefix_cache: False computes every prompt in full (for measuring).
         eviction: name asked of the hook `radix_eviction_key`; built in are lru, lfu and fifo.
         jump_forward: propose what a grammar forces as drafts; the output is the same either way.
+        cuda_graphs: replay decodes as CUDA graphs where attention and model allow it: less work for the CPU in each
+            step, some seconds and some memory at load. Does nothing without a GPU.
+        deterministic: the same bits whatever else is in the batch, in the cache, or computed before; slower. Takes an
+            NVIDIA GPU and a dense model on the paged path, text only; anything else is refused.
+        fused_layers: compute decoder layers in fewer, larger operators where that gives the same numbers; False leaves
+            transformers' modules as they are.
+        quantization: "int8" computes linear layers in 8-bit integers, on a CPU: faster, less memory, and not quite the
+            model's own answers any more.
         grammar_timeout: seconds a grammar may compile before its request fails.
         threads: of the engine's forward on a CPU; None leaves torch's own number.
         self_check: compare the paged path with the plain model at load.
@@ -56,7 +69,7 @@ class EngineConfig:
     attention: str = "auto"
     grammar: str = "xgrammar"
     kv_cache_tokens: int | None = None
-    memory_fraction: float = 0.5
+    memory_fraction: float | None = None
     max_context: int | None = None
     max_running: int = 64
     max_step_tokens: int | None = None
@@ -64,6 +77,10 @@ class EngineConfig:
     prefix_cache: bool = True
     eviction: str = "lru"
     jump_forward: bool = True
+    cuda_graphs: bool = True
+    deterministic: bool = False
+    fused_layers: bool = True
+    quantization: str | None = None
     grammar_timeout: float = 30.0
     threads: int | None = None
     self_check: bool = True
@@ -90,8 +107,14 @@ class EngineConfig:
         if isinstance(hosts, str) or not isinstance(hosts, Iterable) or not all(isinstance(h, str) for h in hosts):
             raise ConfigError(f"allowed_image_hosts takes a list of host names, not {hosts!r}")
         object.__setattr__(self, "allowed_image_hosts", tuple(host.lower() for host in self.allowed_image_hosts))
-        if not 0 < self.memory_fraction <= 1:
+        if self.memory_fraction is not None and not 0 < self.memory_fraction <= 1:
             raise ConfigError(f"memory_fraction takes a number above 0 to 1, not {self.memory_fraction!r}")
+        if self.deterministic and self.attention not in ("auto", DETERMINISTIC):
+            raise ConfigError(f"deterministic takes attention 'auto' or {DETERMINISTIC!r}, not {self.attention!r}")
+        if self.deterministic and self.quantization is not None:
+            raise ConfigError("deterministic takes no quantization, whose products are not summed in a fixed order")
+        if self.quantization not in (None, INT8):
+            raise ConfigError(f"quantization takes None or {INT8!r}, not {self.quantization!r}")
         if not self.grammar_timeout > 0:
             raise ConfigError(f"grammar_timeout takes seconds above 0, not {self.grammar_timeout!r}")
 
@@ -99,6 +122,12 @@ class EngineConfig:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"{name} takes an integer of at least 1, not {value!r}")
+
+    def memory_share(self, device: str) -> float:
+        """``memory_fraction``, or its default on this type of device."""
+        if self.memory_fraction is not None:
+            return self.memory_fraction
+        return 0.9 if device == "cuda" else 0.5  # other memory is everybody's
 
     @classmethod
     def make(cls, model: str | os.PathLike[str], options: dict[str, Any]) -> EngineConfig:

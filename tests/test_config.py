@@ -47,6 +47,22 @@ def test_wrong_value_names_the_option(option: str, value: Any) -> None:
         EngineConfig.make("m", {option: value})
 
 
+def test_the_pool_takes_more_of_a_gpu() -> None:
+    config = EngineConfig("m")
+    assert (config.memory_share("cuda"), config.memory_share("cpu")) == (0.9, 0.5)
+    given = EngineConfig("m", memory_fraction=0.3)
+    assert (given.memory_share("cuda"), given.memory_share("cpu")) == (0.3, 0.3)
+
+
+def test_deterministic_comes_with_its_own_attention() -> None:
+    for attention in ("auto", "triton-deterministic"):
+        assert EngineConfig("m", attention=attention, deterministic=True).deterministic
+    with pytest.raises(ConfigError, match="'auto' or 'triton-deterministic', not 'torch'"):
+        EngineConfig("m", attention="torch", deterministic=True)
+    with pytest.raises(ConfigError, match="deterministic takes no quantization"):
+        EngineConfig("m", quantization="int8", deterministic=True)
+
+
 def test_empty_model() -> None:
     with pytest.raises(ConfigError, match="model is empty"):
         EngineConfig.make("", {})

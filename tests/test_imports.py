@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine.probe": ("engine.attention.base",),
     "engine.model_runner": (
         "engine.attention.base",
+        "engine.cuda_graphs",
         "engine.kv_store",
         "engine.model_loader",
         "engine.plan",
@@ -53,7 +54,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "engine.vision": ("engine.model_loader", "engine.plan"),
     "engine.cuda_graphs": ("engine.attention.base", "engine.plan"),
+    "engine.fuse": ("engine.model_loader", "engine.probe"),
     "engine.prepack": ("engine.model_loader", "engine.probe"),
+    "engine.quantize": ("config", "engine.model_loader"),
     "engine.sequential_runner": ("engine.model_loader", "engine.plan", "engine.probe", "engine.runner"),
     "engine.self_check": (
         "engine.attention.base",
@@ -78,6 +81,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine.sampler": ("engine.grammar.base", "engine.plan", "engine.runner"),
     "engine.embedder": ("engine.model_loader", "engine.probe"),
     "engine.executor": ("engine.plan", "engine.runner", "engine.sampler"),
+    "engine.memory": ("config", "engine.model_loader", "engine.plan", "engine.runner"),
     # text and structure
     "token_bytes": (),
     "tokenizer": (),
@@ -116,6 +120,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "engine.build",
         "engine.channel",
         "engine.intake",
+        "engine.loop",
         "engine.streams",
     ),
     # its users
@@ -124,7 +129,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "chat": ("backend", "structured", "token_bytes", "tokenizer"),
     "openai_api": ("", "backend", "cache_view", "chat", "token_bytes"),
     "openai": ("backend", "chat.sdk", "openai_api"),
-    "cli": ("", "backend", "cache_view", "chat", "config", "metrics", "openai_api", "plugins"),
+    "cli": ("", "backend", "cache_view", "chat", "config", "metrics", "openai_api", "plugins", "tokenizer"),
 }
 """Module or package → what it may import at run time; a package stands for all of its files, "" for public names."""
 

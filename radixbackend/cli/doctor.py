@@ -257,11 +257,12 @@ def _engine(plugins: Plugins) -> tuple[dict[str, str], list[Problem]]:
     except RuntimeError as fault:
         cure = "end what else uses the GPU, or pass the engine device=cpu"
         return {}, [Problem(f"torch finds a GPU and cannot use it: {_line(fault)}", cure, fatal=True)]
-    share, variable = config.memory_fraction, os.environ.get("OMP_NUM_THREADS", "not set")
+    kind, variable = "cuda" if gpu else "cpu", os.environ.get("OMP_NUM_THREADS", "not set")
+    share = config.memory_share(kind)
     uses = {
         "device": name,
         "torch": f"{torch.__version__}, built for {f'CUDA {torch.version.cuda}' if torch.version.cuda else 'the CPU'}",
-        "attention": _try(lambda: type(plugins.make_attention(config.attention, "cuda" if gpu else "cpu")).__name__),
+        "attention": _try(lambda: plugins.make_attention(config.attention, kind).name),
         "grammar": f"{config.grammar}, and llguidance for what it does not cover",
         "threads": f"{threads} for the forward on a CPU (OMP_NUM_THREADS is {variable})",
         "KV pool": f"at most {free * share / GIB:.1f} GiB: {share:g} of what is free once the model is loaded",
@@ -307,7 +308,7 @@ def _cpu_problems(threads: int, free: int, gpu: bool) -> Iterator[Problem]:
             f"export OMP_NUM_THREADS={best}, or pass the engine threads={best}",
         )
     container = _container_memory()
-    if not gpu and container is not None and container < free * EngineConfig("any").memory_fraction:
+    if not gpu and container is not None and container < free * EngineConfig("any").memory_share("cpu"):
         yield Problem(
             f"the container may use {container / GIB:.1f} GiB more, but {free / GIB:.1f} GiB look free from inside",
             "pass the engine kv_cache_tokens, so that the KV pool does not outgrow the container",

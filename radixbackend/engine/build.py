@@ -7,30 +7,32 @@ made here through its hook, and nothing is constructed anywhere else. It knows n
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from radixbackend.config import EngineConfig
+from radixbackend.config import DETERMINISTIC, EngineConfig
 from radixbackend.engine.embedder import Embedder
 from radixbackend.engine.executor import ModelExecutor
+from radixbackend.engine.fuse import fuse
 from radixbackend.engine.grammar.base import Vocabulary
 from radixbackend.engine.grammar.service import GrammarService
 from radixbackend.engine.image_check import image_desk
 from radixbackend.engine.intake import FrontDesk, ModelLimits
 from radixbackend.engine.loop import EngineLoop
+from radixbackend.engine.memory import max_context, pool_size, step_tokens
 from radixbackend.engine.model_loader import LoadedModel, ModelSpec
 from radixbackend.engine.prefix_cache import PrefixCache
 from radixbackend.engine.prepack import prepack
 from radixbackend.engine.probe import text_part
+from radixbackend.engine.quantize import quantize
 from radixbackend.engine.runner import Runner
 from radixbackend.engine.sampler import Sampler
 from radixbackend.engine.scheduler import Limits, Scheduler
 from radixbackend.engine.self_check import choose_runner
-from radixbackend.errors import ConfigError
+from radixbackend.errors import ConfigError, UnsupportedModelError
 from radixbackend.plugins import Plugins
 from radixbackend.structured import FrontDoor
 from radixbackend.tokenizer import Tokenizer
@@ -39,19 +41,7 @@ from radixbackend.types import ImagePolicy, ModelInfo
 if TYPE_CHECKING:
     from radixbackend.chat.formats.base import ToolFormat
     from radixbackend.chat.reasoning import ReasoningFormat
-
-log = logging.getLogger(__name__)
-
-STEP_TOKENS_CPU = 256
-"""A CPU computes prompts no faster in larger chunks, and a decode waits for at most one of them."""
-
-STEP_TOKENS_GPU = 8192
-
-CONTEXTS = 8
-"""Full contexts that the KV pool has room for if its size is not given and memory allows: more is seldom used."""
-
-MOST_TOKENS_CPU = 1 << 18
-"""Size of the KV pool on a CPU at most, if it is not given."""
+    from radixbackend.engine.images import ImageDesk
 
 
 @dataclass(frozen=True)
@@ -84,14 +74,21 @@ def build(config: EngineConfig, plugins: Iterable[object] = ()) -> Parts:
     info = _describe(model)
     formats = hooks.tool_format(info), hooks.reasoning_format(info)
     embedder = Embedder(model, text_part(model.model).config._attn_implementation)
-    prepack(model)
-    kernel = hooks.make_attention(config.attention, model.device.type)
+    if config.fused_layers:
+        fuse(model)
+    if config.quantization is None:
+        prepack(model)
     with contextlib.ExitStack() as resources:
-        runner = choose_runner(model, kernel, self_check=config.self_check)
+        runner = _runner(config, hooks, model)
         resources.callback(runner.close)
-        images, refusal = image_desk(model, runner, most=config.max_images, self_check=config.self_check)
-        capacity = _capacity(config, model, runner)
+        if config.quantization is not None:  # whether paging is exact is better seen before
+            quantize(model)
+        images, refusal = _images(config, model, runner)
+        executor = ModelExecutor(runner, Sampler(model.vocab_size, model.end_tokens))
+        capacity, longest = pool_size(config, model, runner, executor), max_context(config, model)
         runner.allocate(capacity)
+        if config.cuda_graphs:
+            runner.capture_decodes(config.max_running, min(longest, capacity))
         tokenizer = None if model.tokenizer is None else Tokenizer(model.tokenizer)
         grammars = _grammars(config, hooks, model, tokenizer)
         if grammars is not None:
@@ -99,10 +96,9 @@ def build(config: EngineConfig, plugins: Iterable[object] = ()) -> Parts:
         cache = PrefixCache(
             capacity, eviction_key=eviction_key, enabled=config.prefix_cache and runner.traits.shares_prefixes
         )
-        executor = ModelExecutor(runner, Sampler(model.vocab_size, model.end_tokens))
         scheduler = Scheduler(
             cache,
-            Limits(config.max_running, config.max_step_tokens or _step_tokens(model.device)),
+            Limits(config.max_running, step_tokens(config, model.device)),
             traits=executor.traits,
             end_tokens=model.end_tokens,
             rank=hooks.rank_waiting,
@@ -111,8 +107,7 @@ def build(config: EngineConfig, plugins: Iterable[object] = ()) -> Parts:
             encoded_images=lambda: runner.encoded_images,
             jump_forward=config.jump_forward,
         )
-        max_context = min(config.max_context or model.max_context, model.max_context)
-        limits = ModelLimits(model.vocab_size, max_context, capacity)
+        limits = ModelLimits(model.vocab_size, longest, capacity)
         place = "" if images is None else images.placeholder
         policy = ImagePolicy(refusal, config.max_images, place, config.allowed_image_hosts)
         desk = FrontDesk(limits, tokenizer, FrontDoor(), grammars, config.grammar, model.end_tokens, images, refusal)
@@ -126,6 +121,23 @@ def build(config: EngineConfig, plugins: Iterable[object] = ()) -> Parts:
     return Parts(
         config, hooks, model, tokenizer, cache, scheduler, grammars, limits, desk, embedder, loop, *formats, policy
     )
+
+
+def _runner(config: EngineConfig, hooks: Plugins, model: LoadedModel) -> Runner:
+    if not config.deterministic:
+        kernel = hooks.make_attention(config.attention, model.device.type)
+        return choose_runner(model, kernel, self_check=config.self_check)
+    try:
+        kernel = hooks.make_attention(DETERMINISTIC, model.device.type)
+        return choose_runner(model, kernel, self_check=config.self_check, same_bits=True)
+    except (ConfigError, UnsupportedModelError) as fault:
+        raise ConfigError(f"deterministic=True cannot be kept here: {fault}") from fault
+
+
+def _images(config: EngineConfig, model: LoadedModel, runner: Runner) -> tuple[ImageDesk | None, str]:
+    if config.deterministic and model.processor is not None:
+        return None, "a vision tower is not deterministic, and deterministic=True was asked for"
+    return image_desk(model, runner, most=config.max_images, self_check=config.self_check)
 
 
 def _describe(model: LoadedModel) -> ModelInfo:
@@ -146,38 +158,3 @@ def _grammars(
         return None
     vocabulary = Vocabulary(tokenizer.inner, model.vocab_size, model.end_tokens, tokenizer.fingerprint)
     return GrammarService(lambda name: hooks.make_grammar(name, vocabulary), timeout=config.grammar_timeout)
-
-
-def _step_tokens(device: torch.device) -> int:
-    return STEP_TOKENS_GPU if device.type == "cuda" else STEP_TOKENS_CPU
-
-
-def _capacity(config: EngineConfig, model: LoadedModel, runner: Runner) -> int:
-    """Slots of the KV pool."""
-    free = int(_free_memory(model.device) * config.memory_fraction)
-    affordable = free // max(runner.bytes_per_slot, 1)
-    if config.kv_cache_tokens is not None:
-        if config.kv_cache_tokens * runner.bytes_per_slot > _free_memory(model.device):
-            raise ConfigError(
-                f"kv_cache_tokens={config.kv_cache_tokens} takes "
-                f"{config.kv_cache_tokens * runner.bytes_per_slot / 2**30:.1f} GiB; about {affordable} fit"
-            )
-        return config.kv_cache_tokens
-    if affordable < 1:
-        raise ConfigError("no memory is left for the KV pool after loading the model; free some or use a smaller model")
-    if model.device.type != "cpu":
-        return affordable
-    context = min(config.max_context or model.max_context, model.max_context)
-    capacity = min(affordable, max(CONTEXTS * context, 16_384), max(MOST_TOKENS_CPU, context))
-    if capacity < context:
-        log.warning("the KV pool holds %d tokens, less than the context of %d", capacity, context)
-    return capacity
-
-
-def _free_memory(device: torch.device) -> int:
-    """Bytes."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    import psutil
-
-    return int(psutil.virtual_memory().available)

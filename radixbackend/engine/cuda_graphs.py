@@ -6,7 +6,8 @@ token ids, positions, and what attention reserves for itself. A step runs by gra
 token that it samples from, without images; every other step runs as it always did. Short steps are padded with tokens
 at position 0 of contexts of their own, in the slot that belongs to no one; their logits are dropped. Graphs are
 captured when first needed, the most likely ones ahead of time by `warm_up`, and share one pool of memory, since only
-one of them runs at a time.
+one of them runs at a time. The first step of each graph is computed plainly as well: where a capture fails, or a replay
+is not what the model says, one warning is logged and every step is plain from then on.
 
 It must not know of modeling code: it is given a function from ids and positions to logits.
 """
@@ -14,6 +15,7 @@ It must not know of modeling code: it is given a function from ids and positions
 from __future__ import annotations
 
 import bisect
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -24,11 +26,20 @@ import torch
 from radixbackend.engine.attention.base import AttentionBatch, Capturable
 from radixbackend.engine.plan import IntArray, StepPlan
 
+log = logging.getLogger(__name__)
+
 SHORTEST = 1024
 """Contexts up to so many tokens share a graph; beyond, each graph is for contexts four times as long as the last."""
 
+APART = 0.1
+"""Of a row's own length: how far its logits may be from those of the plain step, which is computed by other kernels for
+another number of rows. What reads a wrong token, position or slot is off by about 1."""
+
 Forward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """``ids [1, T]`` and ``positions [1, T]`` to logits ``[T, vocab]``, between ``begin`` and ``end`` of attention."""
+
+Plain = Callable[[StepPlan], torch.Tensor]
+"""A step to the logits of its sampled rows, without any graph."""
 
 
 class Bucket(NamedTuple):
@@ -78,7 +89,7 @@ def _extended(array: IntArray, more: int, value: int) -> IntArray:
 
 
 class Capture(Protocol):
-    """How a function's kernels are recorded; `cuda_capture`, or a fake without a device."""
+    """How a function's kernels are recorded: `CudaCapture`, or a fake without a device."""
 
     def __call__(self, run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
         """What ``run`` returns, and a function that computes it again, in place."""
@@ -94,7 +105,7 @@ class _Captured:
 
 
 class DecodeGraphs:
-    """Runs decode steps by graph.
+    """Runs decode steps by graph, for as long as that gives what ``plain`` gives.
 
     Args:
         forward: what is captured; it must launch the same kernels whatever the values of its arguments are.
@@ -105,28 +116,33 @@ class DecodeGraphs:
     def __init__(
         self,
         forward: Forward,
+        plain: Plain,
         attention: Capturable,
         *,
         max_rows: int,
         max_context: int,
         slots: int,
         device: torch.device,
-        capture: Capture | None = None,
+        capture: Capture,
     ) -> None:
-        self._forward, self._attention, self._device, self._slots = forward, attention, device, slots
+        self._forward, self._plain, self._attention = forward, plain, attention
+        self._device, self._slots = device, slots
         self._sizes, self._contexts = sizes(max_rows), contexts(max_context)
-        self._capture = capture or CudaCapture(device)
+        self._capture = capture
         self._graphs: dict[Bucket, _Captured] = {}
+        self._checked: set[Bucket] = set()
+        self._failed = False
 
     def bucket(self, plan: StepPlan) -> Bucket | None:
         """Which graph runs a step; None: none does."""
-        if not is_decode(plan) or len(plan.sequences) > self._sizes[-1]:
+        if self._failed or not is_decode(plan) or len(plan.sequences) > self._sizes[-1]:
             return None
         lengths = [s.context for s in plan.sequences]
-        rows = self._sizes[bisect.bisect_left(self._sizes, len(lengths))]
-        if max(lengths) > self._contexts[-1] or sum(lengths) + rows - len(lengths) > self._room(rows):
+        if max(lengths) > self._contexts[-1]:
             return None
-        return Bucket(rows, self._contexts[bisect.bisect_left(self._contexts, max(lengths))])
+        rows = self._sizes[bisect.bisect_left(self._sizes, len(lengths))]
+        bucket = Bucket(rows, self._contexts[bisect.bisect_left(self._contexts, max(lengths))])
+        return bucket if sum(lengths) + rows - len(lengths) <= self._room(bucket) else None
 
     def run(self, plan: StepPlan) -> torch.Tensor | None:
         """Logits ``[sequences, vocab]``, good until the next run; None where the step runs without a graph."""
@@ -134,9 +150,19 @@ class DecodeGraphs:
         if bucket is None:
             return None
         batch = padded(AttentionBatch.of(plan), bucket.rows, self._slots)
-        graph = self._graphs.get(bucket)
+        graph = self._graph(bucket, batch)
         if graph is None:
-            graph = self._graphs[bucket] = self._record(bucket, batch)
+            return None
+        logits = self._replay(graph, plan, batch)
+        if bucket not in self._checked:
+            plain = self._plain(plan)
+            if not _alike(logits, plain):
+                self._give_up(f"a replay for {bucket.rows} sequences gives other logits than the model")
+                return plain
+            self._checked.add(bucket)
+        return logits
+
+    def _replay(self, graph: _Captured, plan: StepPlan, batch: AttentionBatch) -> torch.Tensor:
         self._send(graph.ids, np.array([s.tokens[0] for s in plan.sequences]))
         self._send(graph.positions, batch.starts)
         self._attention.begin_reserved(batch, graph.reserved)
@@ -150,23 +176,39 @@ class DecodeGraphs:
         """Capture the graphs of short contexts up to ``rows``, the largest first: the others fit into its memory."""
         for size in reversed(self._sizes):
             bucket = Bucket(size, self._contexts[0])
-            if bucket not in self._graphs and (rows is None or size <= rows) and size <= self._room(size):
+            if rows is None or size <= rows:
                 none = np.zeros(0, np.int32)
                 empty = AttentionBatch(none, none, np.zeros(1, np.int32), (), none)
-                self._graphs[bucket] = self._record(bucket, padded(empty, size, self._slots))
+                if self._graph(bucket, padded(empty, size, self._slots)) is None:
+                    return
 
     def clear(self) -> None:
         """Forget every graph, before the store or the model goes."""
         self._graphs.clear()
+        self._checked.clear()
 
-    def _room(self, rows: int) -> int:
+    def _room(self, bucket: Bucket) -> int:
         """Slots that all contexts of a step may add up to: shared prefixes count once for each sequence."""
-        return min(rows * self._contexts[-1], 2 * self._slots + rows)
+        return min(bucket.rows * bucket.longest, 2 * self._slots + bucket.rows)
+
+    def _graph(self, bucket: Bucket, batch: AttentionBatch) -> _Captured | None:
+        """Of this bucket, captured now if it was not yet; None once a capture has failed."""
+        if bucket not in self._graphs and not self._failed:
+            try:
+                self._graphs[bucket] = self._record(bucket, batch)
+            except Exception as fault:  # whatever a model or a library does that cannot be captured
+                self._give_up(f"{type(fault).__name__}: {fault}")
+        return self._graphs.get(bucket)
+
+    def _give_up(self, reason: str) -> None:
+        log.warning("decodes run without CUDA graphs, so more slowly: %s", reason)
+        self._failed = True
+        self.clear()
 
     def _record(self, bucket: Bucket, batch: AttentionBatch) -> _Captured:
         ids = torch.zeros(1, bucket.rows, dtype=torch.long, device=self._device)
         positions = torch.zeros_like(ids)
-        reserved = self._attention.reserve(bucket.rows, bucket.longest, self._room(bucket.rows))
+        reserved = self._attention.reserve(bucket.rows, bucket.longest, self._room(bucket))
         self._attention.begin_reserved(batch, reserved)
         try:
             logits, replay = self._capture(lambda: self._forward(ids, positions))
@@ -181,20 +223,39 @@ class DecodeGraphs:
         place[0, : len(values)].copy_(host, non_blocking=True)
 
 
+def _alike(found: torch.Tensor, plain: torch.Tensor) -> bool:
+    """In the median, since a router's near tie may turn a single row."""
+    found, plain = found.float(), plain.float()
+    lengths = (plain - plain.mean(-1, keepdim=True)).norm(dim=-1).clamp_min(1e-6)
+    apart = ((found - plain).norm(dim=-1) / lengths).nan_to_num(nan=float("inf"))
+    return bool(apart.median() < APART)
+
+
 class CudaCapture:
     """Records by `torch.cuda.CUDAGraph`; all graphs of one object share their memory."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._stream: torch.cuda.Stream | None = None  # one for all: memory is shared on the same stream alone
         self._pool: Any = None
 
     def __call__(self, run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self._device))
+        current = torch.cuda.current_stream(self._device)
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._stream.wait_stream(current)
+        try:
+            return self._record(run, self._stream)
+        finally:
+            torch.cuda.set_stream(current)  # a capture that fails would leave us on its own
+            current.wait_stream(self._stream)
+
+    def _record(
+        self, run: Callable[[], torch.Tensor], stream: torch.cuda.Stream
+    ) -> tuple[torch.Tensor, Callable[[], None]]:
         with torch.cuda.stream(stream), torch.inference_mode():
             for _ in range(2):  # kernels are compiled and libraries make their workspaces now: a capture cannot
                 run()
-        torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # What other threads do on the device meanwhile is their own business: embed texts, say.
         recording = torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local")

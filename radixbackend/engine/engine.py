@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 from radixbackend.config import EngineConfig
 from radixbackend.engine.answer import Collector
 from radixbackend.engine.build import Parts, build
-from radixbackend.engine.channel import AsyncChannel, Channel, Deadline
+from radixbackend.engine.channel import AsyncChannel, AtOnce, Channel, Deadline, Mailboxes
 from radixbackend.engine.intake import Intake
 from radixbackend.engine.loop import start
 from radixbackend.engine.streams import AsyncTokenStream, TokenStream
@@ -62,6 +62,7 @@ class Engine:
 
     def __init__(self, model: str | os.PathLike[str], *, plugins: Iterable[object] = (), **options: object) -> None:
         config = EngineConfig.make(model, options)
+        self._mailboxes = Mailboxes()
         self._open: Parts | None = start(lambda: build(config, plugins), lambda parts: parts.loop)
         # A dropped engine stops its thread and gives its memory back, as does the end of the interpreter.
         self._finalizer = weakref.finalize(self, _close, self._open)
@@ -143,7 +144,7 @@ class Engine:
             )
         asked = [_one(p, sampling, constraint, priority, cache_salt, images) for p in prompts]
         channels = [Channel() for _ in asked]
-        intakes = [parts.desk.admit(a, c.put) for a, c in zip(asked, channels, strict=True)]
+        intakes = [parts.desk.admit(a, AtOnce(c.put).put) for a, c in zip(asked, channels, strict=True)]
         _submit(parts, intakes)
         deadline = Deadline(timeout)
         answers: list[GenerationResult | RadixError] = []
@@ -174,8 +175,9 @@ class Engine:
 
         Many at once: ``asyncio.gather``. Arguments and errors as for `generate`.
         """
-        parts, channel = self._parts, AsyncChannel()
-        intake = await _admit(parts, _one(prompt, sampling, constraint, priority, cache_salt, images), channel)
+        parts, channel = self._parts, self._mailboxes.channel()
+        asked = _one(prompt, sampling, constraint, priority, cache_salt, images)
+        intake = await _admit(parts, asked, AtOnce(channel.put))
         try:
             collector, deadline = Collector(intake), Deadline(timeout)
             while not collector.done:
@@ -216,7 +218,10 @@ class Engine:
         parts = self._parts
         asked = _one(prompt, sampling, constraint, priority, cache_salt, images)
         return AsyncTokenStream(
-            functools.partial(_admit, parts, asked), timeout, lambda intake: _abandon(parts, [intake])
+            self._mailboxes.channel,
+            functools.partial(_admit, parts, asked),
+            timeout,
+            lambda intake: _abandon(parts, [intake]),
         )
 
     def embed(
@@ -304,8 +309,9 @@ class Engine:
 
     @property
     def weights_hash(self) -> str:
-        """A fingerprint of the checkpoint, for the keys of response caches."""
-        return self._parts.model.weights_hash
+        """A fingerprint of the checkpoint as it is computed here, for the keys of response caches."""
+        quantized = self._parts.config.quantization
+        return self._parts.model.weights_hash + (f"-{quantized}" if quantized else "")
 
     @property
     def max_context(self) -> int:
@@ -394,7 +400,7 @@ def _submit(parts: Parts, intakes: Sequence[Intake]) -> None:
             request.grammar.add_done_callback(lambda _: parts.loop.wake())
 
 
-async def _admit(parts: Parts, asked: GenerationRequest, channel: AsyncChannel) -> Intake:
+async def _admit(parts: Parts, asked: GenerationRequest, channel: AsyncChannel | AtOnce) -> Intake:
     """Check and queue; off the event loop where checking takes long."""
     long = isinstance(asked.prompt, str) and len(asked.prompt) > LONG_TEXT
     if asked.constraint is not None or asked.images or long:

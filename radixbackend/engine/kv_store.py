@@ -33,12 +33,23 @@ def bytes_per_slot(shapes: Sequence[KVShape]) -> int:
 
 
 class KVStore:
-    """``keys[i]`` is ``[capacity + 1, heads, key_dim]`` of layer i, ``values[i]`` likewise."""
+    """``keys[i]`` is ``[capacity + 1, heads, key_dim]`` of layer i, ``values[i]`` likewise.
 
-    def __init__(self, shapes: Sequence[KVShape], capacity: int, device: torch.device) -> None:
+    ``head_major`` lays all slots of one head side by side, for kernels that multiply matrices head by head; shapes
+    are the same either way, strides are not.
+    """
+
+    def __init__(
+        self, shapes: Sequence[KVShape], capacity: int, device: torch.device, *, head_major: bool = False
+    ) -> None:
+        def empty(heads: int, dim: int, dtype: torch.dtype) -> torch.Tensor:
+            if head_major:
+                return torch.empty(heads, capacity + 1, dim, dtype=dtype, device=device).transpose(0, 1)
+            return torch.empty(capacity + 1, heads, dim, dtype=dtype, device=device)
+
         self.capacity = capacity
-        self.keys = [torch.empty(capacity + 1, s.heads, s.key_dim, dtype=s.dtype, device=device) for s in shapes]
-        self.values = [torch.empty(capacity + 1, s.heads, s.value_dim, dtype=s.dtype, device=device) for s in shapes]
+        self.keys = [empty(s.heads, s.key_dim, s.dtype) for s in shapes]
+        self.values = [empty(s.heads, s.value_dim, s.dtype) for s in shapes]
 
     @property
     def dummy_slot(self) -> int:

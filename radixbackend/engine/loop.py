@@ -63,7 +63,12 @@ def start(make: Callable[[], T], loop_of: Callable[[T], EngineLoop]) -> T:
     try:
         return made.result()
     except KeyboardInterrupt:
-        made.add_done_callback(lambda late: late.exception() or loop_of(late.result()).close())
+
+        def discard(late: Future[T]) -> None:
+            if late.exception() is None:
+                loop_of(late.result()).close()
+
+        made.add_done_callback(discard)
         raise
 
 

@@ -3,19 +3,21 @@
 Rules. The modeling code runs unchanged over one packed row of tokens, ``[1, T]``, with explicit positions and no
 cache of its own. The runner registers one attention function with transformers, under a name of its own and without
 a mask builder, so no masks are made; what a step needs to know reaches it as the runner's own state, set around the
-forward, never through a global. No queues, no sampling, no decision about slots.
+forward, never through a global. Steps of single tokens go by CUDA graph where `capture_decodes` made some, every
+other one launches its kernels as it goes. No queues, no sampling, no decision about slots.
 """
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 
-from radixbackend.engine.attention.base import AttentionBackend, AttentionBatch
+from radixbackend.engine.attention.base import AttentionBackend, AttentionBatch, Capturable
+from radixbackend.engine.cuda_graphs import Capture, CudaCapture, DecodeGraphs
 from radixbackend.engine.kv_store import KVShape, KVStore, bytes_per_slot
 from radixbackend.engine.model_loader import LoadedModel
 from radixbackend.engine.plan import ExecutorTraits, IntArray, SequenceId, StepPlan
@@ -46,6 +48,7 @@ class ModelRunner:
         self.vision = None if loaded.processor is None else Vision(loaded)
         self._takes_index = takes_index(self.model)
         self._store: KVStore | None = None
+        self._graphs: DecodeGraphs | None = None
         self._call = 0
         try:
             calls = AttentionProbe().run(self.model, self.name, probe_tokens(loaded.config, loaded.vocab_size))
@@ -69,15 +72,44 @@ class ModelRunner:
         return 0 if self.vision is None else self.vision.encoded
 
     def allocate(self, capacity: int) -> None:
+        self._drop_graphs()
         if self._store is not None:
             self._store.close()
-        self._store = KVStore(self._shapes, capacity, self.device)
+        head_major = getattr(self.attention, "head_major", False)
+        self._store = KVStore(self._shapes, capacity, self.device, head_major=head_major)
         self.attention.bind(self.layers, self._store)
+
+    def capture_decodes(self, rows: int, context: int, capture: Capture | None = None) -> None:
+        """See `Runner`. ``capture`` takes the place of CUDA's own."""
+        self._drop_graphs()
+        if capture is None and self.device.type == "cuda":
+            capture = CudaCapture(self.device)
+        if capture is None or not getattr(self.attention, "captures", False):
+            return
+        self._graphs = DecodeGraphs(
+            self._forward,
+            self._compute,
+            cast(Capturable, self.attention),
+            max_rows=rows,
+            max_context=context,
+            slots=self.capacity,
+            device=self.device,
+            capture=capture,
+        )
+        self._graphs.warm_up()
 
     def run(self, plan: StepPlan) -> Logits:
         if self._store is None:
             raise IntegrityError("the runner has no slots: allocate() comes first")
-        wanted, offsets = wanted_rows(plan)
+        logits = None if self._graphs is None else self._graphs.run(plan)
+        if logits is None:
+            logits = self._compute(plan)
+        # A copy made here is an ordinary tensor, which the sampler may write to; one from inference mode is not.
+        return Logits(logits.to(torch.float32, copy=True), wanted_rows(plan)[1])
+
+    def _compute(self, plan: StepPlan) -> torch.Tensor:
+        """Logits of the wanted rows, without a graph."""
+        wanted, _ = wanted_rows(plan)
         ids = self._row([s.tokens for s in plan.sequences])
         shown: AbstractContextManager[None] = nullcontext()
         if self.vision is not None and any(s.images for s in plan.sequences):
@@ -85,32 +117,30 @@ class ModelRunner:
         else:
             positions = self._row([np.arange(s.start, s.context, dtype=np.int32) for s in plan.sequences])
         rows = torch.from_numpy(wanted).to(self.device, torch.long)
-        self._call = 0
         self.attention.begin(AttentionBatch.of(plan))
         try:
             with torch.inference_mode(), shown:
-                logits = self._forward(ids, positions, rows)
+                return self._forward(ids, positions, rows)
         finally:
             self.attention.end()
-        if self._call != len(self.layers):
-            raise IntegrityError(f"{self._call} attention calls in a forward, not {len(self.layers)}")
-        # A copy made here is an ordinary tensor, which the sampler may write to; one from inference mode is not.
-        return Logits(logits.to(torch.float32, copy=True), offsets)
 
     def _row(self, parts: list[IntArray]) -> torch.Tensor:
         """``[1, T]`` on the device."""
         return torch.from_numpy(np.concatenate(parts)).to(self.device, torch.long)[None]
 
-    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        if not self._takes_index:
-            output = self.model(input_ids=ids, position_ids=positions, use_cache=False)
-            everything: torch.Tensor = output.logits[0]
-            return everything.index_select(0, rows)
-        # A step of prompt chunks alone wants no logits; one row keeps every model's head away from empty tensors.
-        keep = rows if len(rows) else rows.new_zeros(1)
-        output = self.model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=keep)
-        logits: torch.Tensor = output.logits[0, : len(rows)]
-        return logits
+    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits of these rows, or of all."""
+        arguments: dict[str, Any] = {"input_ids": ids, "position_ids": positions, "use_cache": False}
+        if rows is not None and self._takes_index:
+            # A step of prompt chunks alone wants no logits; one row keeps every model's head away from empty tensors.
+            arguments["logits_to_keep"] = rows if len(rows) else rows.new_zeros(1)
+        self._call = 0
+        logits: torch.Tensor = self.model(**arguments).logits[0]
+        if self._call != len(self.layers):
+            raise IntegrityError(f"{self._call} attention calls in a forward, not {len(self.layers)}")
+        if rows is None:
+            return logits
+        return logits[: len(rows)] if self._takes_index else logits.index_select(0, rows)
 
     def _attend(
         self,
@@ -135,7 +165,13 @@ class ModelRunner:
     def forget(self, sequence_id: SequenceId) -> None:
         """Nothing is kept beyond the slots."""
 
+    def _drop_graphs(self) -> None:
+        if self._graphs is not None:
+            self._graphs.clear()
+            self._graphs = None
+
     def close(self) -> None:
+        self._drop_graphs()
         if (part := text_part(self.model)).config._attn_implementation == self.name:
             part.set_attn_implementation(self._original_attention)
         unregister_attention(self.name)
@@ -144,3 +180,5 @@ class ModelRunner:
         if self._store is not None:
             self._store.close()
             self._store = None
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()  # for whoever else is in this process

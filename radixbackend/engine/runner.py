@@ -72,6 +72,12 @@ class Runner(Protocol):
     def allocate(self, capacity: int) -> None:
         """Make room for slots ``0 … capacity - 1``; must be called before `run`. Again: drops what was stored."""
 
+    def capture_decodes(self, rows: int, context: int) -> None:
+        """Record decodes of up to ``rows`` sequences, contexts up to ``context``, as CUDA graphs where that can be.
+
+        After `allocate`, which drops them. Does nothing on a CPU.
+        """
+
     def run(self, plan: StepPlan) -> Logits:
         """Compute one step. On an exception the slots the plan writes to hold garbage and nothing else changed."""
 

@@ -382,11 +382,11 @@ def _logprobs(raw: torch.Tensor, tokens: Sequence[int], counts: Sequence[int]) -
 
 
 def _block_logprobs(raw: torch.Tensor, tokens: Sequence[int], counts: Sequence[int]) -> list[TokenLogprob]:
-    norms = raw.logsumexp(-1, keepdim=True)
-    norms = torch.where(norms.isfinite(), norms, math.nan)  # infinite logits leave nothing to report either
-    chosen = (raw.gather(1, torch.tensor(tokens, device=raw.device)[:, None]) - norms).squeeze(1).tolist()
+    # Each row by itself, unlike `logsumexp`, whose sums depend on how many rows there are. NaN for infinite logits.
+    scaled = raw.log_softmax(-1)
+    chosen = scaled.gather(1, torch.tensor(tokens, device=raw.device)[:, None]).squeeze(1).tolist()
     best = _likeliest(raw, max(counts))
-    columns = zip(tokens, counts, chosen, best.tolist(), (raw.gather(1, best) - norms).tolist(), strict=True)
+    columns = zip(tokens, counts, chosen, best.tolist(), scaled.gather(1, best).tolist(), strict=True)
     return [
         TokenLogprob(token, logprob, tuple(zip(ids[:count], logprobs[:count], strict=True)))
         for token, count, logprob, ids, logprobs in columns

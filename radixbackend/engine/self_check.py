@@ -58,14 +58,18 @@ class Difference:
         return f"logits differ by {self.median:.1e} in the median and {self.worst:.1e} at worst"
 
 
-def choose_runner(loaded: LoadedModel, attention: AttentionBackend, *, self_check: bool = True) -> Runner:
+def choose_runner(
+    loaded: LoadedModel, attention: AttentionBackend, *, self_check: bool = True, same_bits: bool = False
+) -> Runner:
     """The fastest exact runner for a model, already without slots: call `Runner.allocate` next.
 
     Paged if the check passes, else sequential if its own passes, else `UnsupportedModelError`. With
-    ``self_check=False`` the model's structure alone decides.
+    ``self_check=False`` the model's structure alone decides. With ``same_bits`` it is the paged one or none, and its
+    logits must be the same bits in every batch, whatever ``self_check`` is.
     """
     reasons = []
-    for path, make in (("paged", _paged), ("sequential", _sequential)):
+    ways = (("paged", _paged_same_bits),) if same_bits else (("paged", _paged), ("sequential", _sequential))
+    for path, make in ways:
         try:
             with _faults_as_unsupported():
                 refuse_unknown_caches(loaded.model.config)
@@ -100,6 +104,32 @@ def _paged(loaded: LoadedModel, attention: AttentionBackend, self_check: bool) -
         runner.close()
         raise
     return runner
+
+
+def _paged_same_bits(loaded: LoadedModel, attention: AttentionBackend, self_check: bool) -> Runner:
+    runner = _paged(loaded, attention, self_check)
+    try:
+        _require_same_bits(loaded, runner)
+    except BaseException:
+        runner.close()
+        raise
+    return runner
+
+
+def _require_same_bits(loaded: LoadedModel, runner: Runner) -> None:
+    """The script's rows, computed in chunks and batches, against those of each sequence whole and alone."""
+    script = Script.of(loaded, runner)
+    runner.allocate(script.slots)
+    try:
+        found = script.run(runner)
+        for which, rows in found.items():
+            tokens = script.sequences[which]
+            whole = SequencePlan(SequenceId(which), tokens, 0, np.arange(len(tokens), dtype=np.int32), None, 0)
+            alone = runner.run(StepPlan(0, (whole,))).rows
+            if not all(torch.equal(row, alone[position]) for position, (_, row) in rows.items()):
+                raise UnsupportedModelError("its logits depend on what else is computed in the same step")
+    finally:
+        runner.allocate(0)
 
 
 def _sequential(loaded: LoadedModel, attention: AttentionBackend, self_check: bool) -> Runner:

@@ -64,6 +64,9 @@ class SequentialRunner:
         """Slots only count tokens here; what was kept is dropped."""
         self._states.clear()
 
+    def capture_decodes(self, rows: int, context: int) -> None:
+        """Nothing: each sequence has its own cache, which grows."""
+
     def run(self, plan: StepPlan) -> Logits:
         rows: list[torch.Tensor] = []
         offsets = [0]

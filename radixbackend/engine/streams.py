@@ -62,10 +62,12 @@ class AsyncTokenStream(AsyncIterator[TokenEvent]):
 
     def __init__(
         self,
+        open_channel: Callable[[], AsyncChannel],
         start: Callable[[AsyncChannel], Awaitable[Intake]],
         timeout: float | None,
         abandon: Callable[[Intake], None],
     ) -> None:
+        self._open_channel = open_channel
         self._start = start
         self._deadline = Deadline(timeout)
         self._abandon = abandon
@@ -79,7 +81,7 @@ class AsyncTokenStream(AsyncIterator[TokenEvent]):
             raise StopAsyncIteration
         try:
             if self._reader is None or self._channel is None:
-                self._channel = AsyncChannel()
+                self._channel = self._open_channel()
                 self._intake = await self._start(self._channel)
                 self._reader = Reader(self._intake)
             return self._reader.read(await self._channel.get(self._deadline))

@@ -104,7 +104,10 @@ def _blocks(plan: StepPlan) -> tuple[Blocks, ...] | None:
 
 
 class AttentionBackend(Protocol):
-    """One kernel family over slots of page size 1."""
+    """One kernel family over slots of page size 1.
+
+    One that has ``head_major`` set wants its store laid out so, see `KVStore`.
+    """
 
     name: str
 

@@ -5,7 +5,10 @@ computed alone differ in a bit, and sooner or later in a word. Here a row is sum
 are: tiles of one size, all of a row's products in one program from left to right. What is replaced is replaced while a
 forward runs, between `begin` and `end`, in the thread that runs it, and nowhere else: a model needs no change, and
 other models in the process see nothing. Elementwise operations, normalizations that torch computes with one block per
-row, softmax and lookups are what they always were. Mixtures of experts multiply rows by groups and are not covered.
+row, softmax and lookups are what they always were: on a GPU each row or element of theirs is computed by itself.
+
+A model that sums in any other way (mixtures of experts, which multiply rows by groups; convolutions) raises
+`UnsupportedModelError` from its first forward on, rather than be deterministic most of the time.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
@@ -24,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from radixbackend.engine.attention.base import AttentionBatch
 from radixbackend.engine.attention.triton_paged import TritonAttention
+from radixbackend.errors import UnsupportedModelError
 
 TILE = 64
 """Rows, columns and depth of a tile of a product: one size, so that one instruction computes every row."""
@@ -52,16 +56,20 @@ class DeterministicAttention(TritonAttention):
 
 
 class FixedOrder(TorchFunctionMode):
-    """Within it this thread's linear layers and means over the last dimension sum each row in one order."""
+    """Within it this thread's linear layers and means over the last dimension sum each row in one order.
+
+    Other products and sums of floating-point numbers raise `UnsupportedModelError`.
+    """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        replacement = _REPLACED.get(func)
-        if replacement is not None:
-            result = replacement(*args, **(kwargs or {}))
+        if func in _SUMS:
+            result = _REPLACED[func](*args, **(kwargs or {})) if func in _REPLACED else NotImplemented
             if result is not NotImplemented:
                 return result
+            if any(isinstance(x, torch.Tensor) and x.is_floating_point() for x in args):
+                raise UnsupportedModelError(f"it computes {func.__name__}, which is not summed in a fixed order")
         return func(*args, **(kwargs or {}))
 
 
@@ -81,6 +89,13 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
             num_warps=4, num_stages=3, enable_fp_fusion=False,
         )  # fmt: skip
     return out.view(*x.shape[:-1], len(weight))
+
+
+def addmm(bias: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, **factors: Any) -> Any:
+    """``x @ weight + bias``, the linear layers of GPT-2; `NotImplemented` with factors or another bias."""
+    if factors or bias.shape != weight.shape[1:] or bias.dtype != x.dtype:
+        return NotImplemented
+    return linear(x, weight.t(), bias)
 
 
 def mean(
@@ -103,8 +118,23 @@ def mean(
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _REPLACED: Mapping[Callable[..., Any], Callable[..., Any]] = MappingProxyType(
-    {functional.linear: linear, torch.mean: mean, torch.Tensor.mean: mean}
+    {functional.linear: linear, torch.addmm: addmm, torch.mean: mean, torch.Tensor.mean: mean}
 )
+_SUMS = frozenset(
+    function
+    for owner in (torch, torch.Tensor, torch.linalg, functional)
+    for name in (
+        *("linear", "bilinear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "dot", "inner", "einsum"),
+        *("addmm", "addbmm", "baddbmm", "addmv", "tensordot", "_grouped_mm", "grouped_mm", "multi_dot"),
+        *("scaled_dot_product_attention", "conv1d", "conv2d", "conv3d"),
+        *("sum", "nansum", "prod", "mean", "cumsum", "cumprod", "var", "std", "var_mean", "std_mean", "norm"),
+        *("vector_norm", "normalize", "logsumexp", "logcumsumexp"),
+        *("index_add", "index_add_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_"),
+        *("index_put_", "index_reduce", "index_reduce_"),
+    )
+    if (function := getattr(owner, name, None)) is not None
+)
+"""What may add up in an order of its own."""
 
 
 @triton.jit(do_not_specialize=["num_rows"])

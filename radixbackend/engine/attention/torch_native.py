@@ -4,7 +4,8 @@ Rules. A loop over sequences, since contexts differ; per step and kind of layer 
 and mask of every sequence are worked out once and shared by all layers of the kind. Keys are read where they lie
 when their slots run in order, gathered otherwise; a window is cut before it is gathered. Few queries (a decode, a
 draft) go to SDPA with all query heads of one key head as its rows, so that keys are neither repeated nor read once
-per head; one query needs no mask. The softmax is spelled out only for what SDPA lacks, soft caps and sinks.
+per head; one query needs no mask. Decodes of several sequences go together, see `grouped_decode`. The softmax is
+spelled out only for what SDPA lacks, soft caps and sinks.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from radixbackend.engine.attention.base import AttentionBatch, AttentionLayer
+from radixbackend.engine.attention.grouped_decode import DecodeGroup, GroupedDecode, make_groups
 from radixbackend.engine.kv_store import KVStore
 from radixbackend.engine.plan import Blocks, IntArray
 
-Kind = tuple[int | None, int | None, int]
+Kind = tuple[int | None, int | None, int, bool]
 
 FEW_QUERIES = 16
 """Up to here packing the query heads of a key head into one matrix is faster than SDPA's own grouping (measured on
@@ -38,22 +40,33 @@ class _Read:
     few: bool
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Reads:
+    """A step in one kind of layer: what is attended together, and one by one."""
+
+    groups: list[DecodeGroup]
+    singles: list[_Read]
+
+
 class TorchAttention:
     """See `AttentionBackend`."""
 
     name = "torch"
+    head_major = True
 
     def __init__(self) -> None:
         self._store: KVStore | None = None
+        self._grouped = GroupedDecode()
         self._batch: AttentionBatch | None = None
         self._write_slots: torch.Tensor | None = None
-        self._reads: dict[Kind, list[_Read]] = {}
+        self._reads: dict[Kind, _Reads] = {}
 
     def refuses(self, layer: AttentionLayer) -> str | None:
         return None
 
     def bind(self, layers: tuple[AttentionLayer, ...], store: KVStore) -> None:
         self._store = store
+        self._grouped.clear()
 
     def begin(self, batch: AttentionBatch) -> None:
         self._batch = batch
@@ -80,49 +93,65 @@ class TorchAttention:
                 self._write_slots = torch.from_numpy(self._batch.write_slots.astype(np.int64)).to(key.device)
             keys.index_copy_(0, self._write_slots, key)
             values.index_copy_(0, self._write_slots, value)
-        kind = (layer.window, layer.chunk, layer.group)
+        explicit = layer.softcap is not None or sinks is not None
+        kind = (layer.window, layer.chunk, layer.group, explicit)
         reads = self._reads.get(kind)
         if reads is None:
-            reads = self._reads[kind] = _reads(self._batch, layer, query.device)
-        explicit = layer.softcap is not None or sinks is not None
+            reads = self._reads[kind] = _reads(self._batch, layer, query.device, grouped=not explicit)
+        by_head = keys.transpose(0, 1), values.transpose(0, 1)
+        if len(reads.groups) == 1 and len(reads.groups[0].rows) == len(query):
+            return self._grouped.attend(layer, reads.groups[0], query, *by_head)
         outputs = []
-        for read in reads:
+        for read in reads.singles:
             rows = read.rows
             if read.keys is None:
                 k, v = key[rows], value[rows]
             elif isinstance(read.keys, slice):
                 k, v = keys[read.keys], values[read.keys]
             else:
-                k, v = keys.index_select(0, read.keys), values.index_select(0, read.keys)
+                k, v = (x.index_select(1, read.keys).transpose(0, 1) for x in by_head)
             if explicit:
                 outputs.append(_spelled_out(layer, query[rows], k, v, read, sinks))
             else:
                 outputs.append(_sdpa(layer, query[rows], k, v, read))
-        return outputs[0].contiguous() if len(outputs) == 1 else torch.cat(outputs)
+        if not reads.groups:
+            return outputs[0].contiguous() if len(outputs) == 1 else torch.cat(outputs)
+        out = query.new_empty(len(query), layer.heads, layer.value_dim)
+        for read, output in zip(reads.singles, outputs, strict=True):
+            out[read.rows] = output
+        for group in reads.groups:
+            out[group.rows] = self._grouped.attend(layer, group, query[group.rows], *by_head)
+        return out
 
 
-def _reads(batch: AttentionBatch, layer: AttentionLayer, device: torch.device) -> list[_Read]:
-    reads = []
-    for i, slots in enumerate(batch.slots):
-        start, context = int(batch.starts[i]), int(batch.contexts[i])
-        blocks = batch.blocks[i] if batch.blocks else ()
-        queries, first = context - start, min((layer.first_key(start), *(a for a, _ in blocks)))
-        few = queries <= FEW_QUERIES
-        triangle = first == start and layer.first_key(context - 1) <= first and not blocks
-        mask = None
-        if queries > 1 and (few or not triangle):
-            mask = _mask(layer, start, context, first, blocks, device)
-        reads.append(
-            _Read(
-                rows=slice(int(batch.offsets[i]), int(batch.offsets[i + 1])),
-                keys=None if first == start else _lie(slots[first:context], device),
-                mask=mask,
-                packed_mask=mask.repeat(layer.group, 1) if few and mask is not None else None,
-                causal=triangle and not few,
-                few=few,
-            )
-        )
-    return reads
+def _reads(batch: AttentionBatch, layer: AttentionLayer, device: torch.device, *, grouped: bool) -> _Reads:
+    groups: list[DecodeGroup] = []
+    if grouped:
+        alone = [i for i in range(len(batch.slots)) if batch.contexts[i] - batch.starts[i] == 1 and not batch.blocks]
+        seen = [batch.slots[i][layer.first_key(int(batch.starts[i])) : batch.contexts[i]] for i in alone]
+        groups = make_groups([int(batch.offsets[i]) for i in alone], seen, device)
+    done = {row for group in groups for row in group.rows.tolist()}
+    singles = [i for i in range(len(batch.slots)) if int(batch.offsets[i]) not in done]
+    return _Reads(groups, [_read(batch, layer, i, device) for i in singles])
+
+
+def _read(batch: AttentionBatch, layer: AttentionLayer, i: int, device: torch.device) -> _Read:
+    start, context = int(batch.starts[i]), int(batch.contexts[i])
+    blocks = batch.blocks[i] if batch.blocks else ()
+    queries, first = context - start, min((layer.first_key(start), *(a for a, _ in blocks)))
+    few = queries <= FEW_QUERIES
+    triangle = first == start and layer.first_key(context - 1) <= first and not blocks
+    mask = None
+    if queries > 1 and (few or not triangle):
+        mask = _mask(layer, start, context, first, blocks, device)
+    return _Read(
+        rows=slice(int(batch.offsets[i]), int(batch.offsets[i + 1])),
+        keys=None if first == start else _lie(batch.slots[i][first:context], device),
+        mask=mask,
+        packed_mask=mask.repeat(layer.group, 1) if few and mask is not None else None,
+        causal=triangle and not few,
+        few=few,
+    )
 
 
 def _mask(

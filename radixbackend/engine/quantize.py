@@ -1,0 +1,87 @@
+"""Linear layers in 8-bit integers on a CPU: half the memory to read, twice the products in a cycle.
+
+Rules. A weight has one scale for each output; an input has one for each row, found as it comes, so what a request gets
+does not depend on whom it shares a batch with (one scale for the whole batch, as PyTorch's dynamic quantization has it,
+would). Products are summed in 32-bit integers, exactly; a row that is not finite stays so. Norms, attention, embeddings
+and the KV pool keep the model's type. The answers are not the model's own any more: it is for who asks for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from radixbackend.config import INT8
+from radixbackend.engine.model_loader import LoadedModel
+from radixbackend.errors import ConfigError
+
+LARGEST = 127
+MIDDLE = 128
+"""oneDNN's fast kernels take unsigned inputs: zero lies here."""
+
+
+class Int8Linear(nn.Linear):
+    """An ``nn.Linear`` in integers; `quantize` makes it from one. Its weight is opaque to everything but oneDNN."""
+
+    scales: torch.Tensor
+    zeros: torch.Tensor
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        shape = (*input.shape[:-1], self.out_features)
+        if input.numel() == 0:
+            return input.new_empty(shape)
+        rows = input.reshape(-1, self.in_features)
+        # The smallest number keeps rows of zeros from dividing by zero.
+        scale = rows.abs().amax(-1, keepdim=True).float().div_(LARGEST).clamp_min_(torch.finfo(torch.float32).tiny)
+        integers = (rows / scale).round_().add_(MIDDLE).to(torch.uint8)
+        out = torch.ops.onednn.qlinear_pointwise(
+            integers,
+            1.0,
+            MIDDLE,
+            self.weight,
+            self.scales,
+            self.zeros,
+            None,
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
+        )
+        out = out.mul_(scale)
+        if self.bias is not None:
+            out += self.bias
+        result: torch.Tensor = out.to(input.dtype).view(shape)
+        return result
+
+
+def quantize(loaded: LoadedModel) -> int:
+    """Turn all plain linear layers of a model into integers and return how many.
+
+    Raises `ConfigError` where the model does not lie on a CPU, this torch lacks the operators, or there is nothing to
+    turn.
+    """
+    if loaded.device.type != "cpu":
+        raise ConfigError(f"quantization={INT8!r} runs on a CPU, not on {loaded.device.type}; leave it out there")
+    if not all(hasattr(torch.ops.onednn, name) for name in ("qlinear_prepack", "qlinear_pointwise")):
+        raise ConfigError(f"quantization={INT8!r} needs a torch built with oneDNN")
+    linears = [module for module in loaded.model.modules() if type(module) is nn.Linear]
+    if not linears:
+        raise ConfigError(f"quantization={INT8!r} finds no linear layers in {loaded.name!r}; leave it out")
+    for module in linears:
+        _quantize(module)
+    return len(linears)
+
+
+@torch.no_grad()
+def _quantize(module: Any) -> None:
+    weight = module.weight.detach().float()
+    scales = (weight.abs().amax(1) / LARGEST).clamp_min_(torch.finfo(torch.float32).tiny)
+    integers = (weight / scales[:, None]).round_().to(torch.int8)
+    module.__class__ = Int8Linear
+    module.weight = nn.Parameter(torch.ops.onednn.qlinear_prepack(integers, None), requires_grad=False)
+    module.register_buffer("scales", scales, persistent=False)
+    module.register_buffer("zeros", torch.zeros(len(scales), dtype=torch.int64), persistent=False)

@@ -1,0 +1,130 @@
+"""Fused layers give what the model's own give; whatever else a layer computes, it keeps its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from radixbackend import Engine, SamplingParams
+from radixbackend.engine.attention.torch_native import TorchAttention
+from radixbackend.engine.fuse import FusedLayer, fuse
+from radixbackend.engine.model_loader import LoadedModel
+from radixbackend.engine.model_runner import ModelRunner
+from radixbackend.engine.prepack import PackedLinear, available, prepack
+from radixbackend.engine.self_check import choose_runner
+from tests import zoo
+
+FUSED = ["llama", "llama_yarn_tied", "mistral", "qwen2", "qwen2_moe", "qwen3", "mixtral", "smollm3", "seed_oss"]
+OTHERWISE = ["gemma2", "olmo2", "glm4", "phi", "cohere", "hunyuan", "ernie4_5", "diffllama", "bitnet", "gpt2"]
+
+
+def logits(model: Any, length: int = 30) -> torch.Tensor:
+    with torch.no_grad():
+        out: torch.Tensor = model(input_ids=torch.arange(60, 60 + length)[None], use_cache=False).logits
+    return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", FUSED)
+def test_logits_are_the_same_bits(name: str, dtype: torch.dtype) -> None:
+    model = zoo.build(name).to(dtype)
+    before = [logits(model, length) for length in (1, 9, 60)]
+    assert fuse(LoadedModel.of(model)) == model.config.num_hidden_layers
+    for plain, length in zip(before, (1, 9, 60), strict=True):
+        assert torch.equal(logits(model, length), plain)
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_layers_of_another_kind_stay(name: str) -> None:
+    model = zoo.build(name)
+    modules = [type(module) for module in model.modules()]
+    attention = model.config._attn_implementation
+    assert fuse(LoadedModel.of(model)) == 0
+    assert [type(module) for module in model.modules()] == modules
+    assert model.config._attn_implementation == attention
+
+
+def test_a_model_whose_queries_change_with_the_position_stays() -> None:
+    """Within the first 64 positions such a layer cannot be told from a Llama's."""
+    model = zoo.build("ministral3")
+    model.config.rope_parameters["original_max_position_embeddings"] = 64
+    assert fuse(LoadedModel.of(model)) == 0
+
+
+@pytest.mark.parametrize("part", ["input_layernorm", "self_attn", "mlp"])
+def test_one_changed_layer_stays_and_the_others_are_fused(part: str) -> None:
+    model = zoo.build("llama")
+    layer = model.model.layers[1]
+    plain = getattr(layer, part).forward
+
+    def changed(*args: Any, **kwargs: Any) -> Any:
+        out = plain(*args, **kwargs)
+        return (out[0] * 1.001, *out[1:]) if isinstance(out, tuple) else out * 1.001
+
+    getattr(layer, part).forward = changed
+    before = logits(model)
+    assert fuse(LoadedModel.of(model)) == 2
+    assert "q_proj" in dict(layer.self_attn.named_children())
+    assert torch.equal(logits(model), before)
+
+
+def test_a_layer_that_somebody_listens_to_is_still_heard() -> None:
+    model = zoo.build("llama")
+    heard: list[torch.Tensor] = []
+    model.model.layers[0].register_forward_hook(lambda layer, given, out: heard.append(out))
+    fuse(LoadedModel.of(model))
+    heard.clear()
+    logits(model)
+    assert len(heard) == 1
+
+
+def test_weights_exist_once() -> None:
+    model = zoo.build("qwen2")
+    count = sum(p.numel() for p in model.parameters())
+    fuse(LoadedModel.of(model))
+    assert sum(p.numel() for p in model.parameters()) == count
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if type(module) is nn.Linear}
+    assert names == {"qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head"}
+
+
+def test_generation_with_a_cache_of_transformers_goes_on_working() -> None:
+    model, plain = zoo.build("qwen3"), zoo.build("qwen3")
+    fuse(LoadedModel.of(model))
+    prompt = torch.arange(70, 90)[None]
+    for implementation in ("sdpa", "eager"):
+        for m in (model, plain):
+            m.set_attn_implementation(implementation)
+        found, expected = (m.generate(prompt, max_new_tokens=12, do_sample=False) for m in (model, plain))
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.skipif(not available(), reason="this torch or CPU has no packed bfloat16 linear")
+def test_fused_layers_are_packed_and_pass_the_self_check() -> None:
+    loaded = LoadedModel.of(zoo.build("llama").bfloat16())
+    assert fuse(loaded)
+    assert prepack(loaded)
+    attention: Any = loaded.model.model.layers[0].self_attn
+    assert isinstance(attention.qkv_proj, PackedLinear)
+    assert isinstance(choose_runner(loaded, TorchAttention()), ModelRunner)
+
+
+def test_the_switch(tmp_path: Path) -> None:
+    zoo.save("llama", tmp_path)
+    answers = []
+    for fused in (True, False):
+        with Engine(tmp_path, dtype="float32", fused_layers=fused) as engine:
+            layer = engine._parts.model.model.model.layers[0]
+            assert hasattr(layer.self_attn, "q_proj") is not fused
+            answers.append(engine.generate(list(range(60, 80)), SamplingParams(max_tokens=8, temperature=0)).token_ids)
+    assert answers[0] == answers[1]
+
+
+def test_only_layers_with_the_parts_fit() -> None:
+    fitting = [
+        name for name in ("llama", "gemma2", "gpt2", "phi") if any(map(FusedLayer.fits, zoo.build(name).modules()))
+    ]
+    assert fitting == ["llama"]

@@ -1,0 +1,104 @@
+"""8-bit linear layers: close to the model's own, each row by itself, and refused where they cannot run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from radixbackend import Engine, SamplingParams
+from radixbackend.engine.fuse import fuse
+from radixbackend.engine.model_loader import LoadedModel
+from radixbackend.engine.quantize import Int8Linear, quantize
+from radixbackend.errors import ConfigError
+from tests import zoo
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.ops.onednn, "qlinear_prepack"), reason="this torch has no oneDNN operators"
+)
+
+
+def linear(inputs: int = 64, outputs: int = 48, dtype: torch.dtype = torch.float32) -> tuple[nn.Linear, nn.Linear]:
+    """A layer and its quantized twin."""
+    torch.manual_seed(0)
+    plain = nn.Linear(inputs, outputs).to(dtype).requires_grad_(False)
+    model = zoo.build("llama")
+    model.lm_head = nn.Linear(inputs, outputs).to(dtype).requires_grad_(False)
+    model.lm_head.load_state_dict(plain.state_dict())
+    quantize(LoadedModel.of(model))
+    return plain, model.lm_head
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [1, 5, 200])
+def test_within_what_eight_bits_can_say(rows: int, dtype: torch.dtype) -> None:
+    plain, eight = linear(dtype=dtype)
+    x = torch.randn(1, rows, 64).to(dtype)
+    found, expected = eight(x), plain(x)
+    assert found.shape == expected.shape
+    assert found.dtype == dtype
+    error = (found - expected).float().norm() / expected.float().norm()
+    assert 1e-4 < error < 2e-2  # it is quantized, and well
+
+
+def test_equals_the_same_integers_multiplied_by_hand() -> None:
+    plain, eight = linear()
+    x = torch.randn(6, 64) * torch.tensor([1e-6, 1e-2, 1.0, 1e2, 1e6, 0.0])[:, None]
+
+    def rounded(values: torch.Tensor) -> torch.Tensor:
+        scale = values.abs().amax(-1, keepdim=True) / 127
+        return torch.where(scale > 0, (values / scale).round() * scale, 0.0)
+
+    expected = rounded(x) @ rounded(plain.weight).t() + plain.bias
+    torch.testing.assert_close(eight(x), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_row_does_not_depend_on_the_others() -> None:
+    _, eight = linear()
+    x = torch.randn(4, 64)
+    alone = eight(x[2:3])
+    x[0] *= 1e4
+    x[1] = float("nan")
+    x[3, 5] = float("inf")
+    out = eight(x)
+    assert torch.equal(out[2:3], alone)
+    assert out.isfinite().all(1).tolist() == [True, False, True, False]
+
+
+def test_nothing_in_nothing_out() -> None:
+    _, eight = linear()
+    assert eight(torch.empty(1, 0, 64)).shape == (1, 0, 48)
+
+
+def test_all_linear_layers_are_turned_and_the_rest_is_not() -> None:
+    model = zoo.build("qwen2").bfloat16()
+    loaded = LoadedModel.of(model)
+    fuse(loaded)
+    assert quantize(loaded) == 3 * 4 + 1
+    assert not any(type(module) is nn.Linear for module in model.modules())
+    assert isinstance(model.model.layers[0].self_attn.qkv_proj, Int8Linear)
+    assert model.model.embed_tokens.weight.dtype == torch.bfloat16
+
+
+def test_an_engine_in_integers(tmp_path: Path) -> None:
+    """Alone or in a batch, cold or warm: the same answers; and another fingerprint than the checkpoint's."""
+    zoo.save("llama", tmp_path)
+    prompts = [list(range(60 + i, 85 + i)) for i in range(6)]
+    sampling = SamplingParams(max_tokens=12, temperature=0)
+    with Engine(tmp_path, dtype="float32", quantization="int8") as engine, Engine(tmp_path, dtype="float32") as plain:
+        alone = [engine.generate(prompt, sampling).token_ids for prompt in prompts]
+        engine.flush_cache()
+        assert [answer.token_ids for answer in engine.generate(prompts, sampling)] == alone
+        assert [answer.token_ids for answer in engine.generate(prompts, sampling)] == alone
+        assert engine.weights_hash != plain.weights_hash
+
+
+def test_where_it_cannot_be_had() -> None:
+    with pytest.raises(ConfigError, match="quantization takes None or 'int8', not 'int4'"):
+        Engine("radix-tiny", quantization="int4")
+    loaded = LoadedModel.of(zoo.build("llama"))
+    object.__setattr__(loaded, "device", torch.device("cuda"))
+    with pytest.raises(ConfigError, match="runs on a CPU"):
+        quantize(loaded)
