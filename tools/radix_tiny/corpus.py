@@ -42,8 +42,9 @@ def draw(s: Source, *, copying: float = 0.0) -> Dialog:
     return s.rng.choices(list(TASKS), weights=list(TASKS.values()))[0](s)
 
 
-def dialogs(seed: int | str, *, held_out: bool = False) -> Iterator[Dialog]:
-    s = Source(seed, held_out=held_out)
+def dialogs(seed: int | str, *, held_out: bool = False, new_wordings: bool | None = None) -> Iterator[Dialog]:
+    """Conversations without end; the arguments are those of `Source`."""
+    s = Source(seed, held_out=held_out, new_wordings=new_wordings)
     while True:
         yield draw(s)
 

@@ -1,10 +1,12 @@
-"""The model card's figures: ``python -m tools.radix_tiny.evaluate``.
+"""The model card's figures: ``python -m tools.radix_tiny.evaluate``, with ``--card`` written into the card.
 
 Rules. Cases are of the held-out world, drawn by the generator with a seed that training never uses, and go through the
-package's own engine and chat service, greedily. A case is right if the answer is right as a whole: every value of a
-record, every call with all its arguments, every letter of a text. "grammar" lets the engine enforce what a caller could
-ask for: the schema of a record, the choice among labels, a call where a call is due. Tasks in which there is nothing to
-enforce have the same figure twice; prompts that leave the fields' names to the grammar are asked with it alone.
+package's own engine and chat service, greedily. "new names" have names and invented words that training never shows,
+in wordings that it does; "new wordings" have neither. A case is right if the answer is right as a whole: every value of
+a record, every call with all its arguments, every letter of a text. "grammar" lets the engine enforce what a caller
+could ask for: the schema of a record, the choice among labels, a call where a call is due. Tasks in which there is
+nothing to enforce have the same figure twice; prompts that leave the fields' names to the grammar are asked with it
+alone.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from radixbackend import Constraint, Engine, SamplingParams
@@ -28,6 +31,10 @@ from tools.radix_tiny.dialog import Dialog
 SEED = "evaluation"
 MAX_TOKENS = 400
 IN_FLIGHT = 32
+KINDS = {"new names": False, "new wordings": True}
+"""What is new to the model, and whether wordings are."""
+MARK = "<!-- figures -->"
+"""Stands before and after the figures in a model card."""
 
 
 @dataclass
@@ -43,11 +50,11 @@ class Score:
         return self.right / self.cases if self.cases else float("nan")
 
 
-def cases(limit: int, tasks: Sequence[str] = ()) -> Iterator[Dialog]:
+def cases(limit: int, tasks: Sequence[str] = (), *, new_wordings: bool) -> Iterator[Dialog]:
     """`limit` held-out conversations of each task, in the order in which they are drawn."""
     counts: dict[str, int] = defaultdict(int)
     wanted = set(tasks or ALL_TASKS)
-    for dialog in dialogs(SEED, held_out=True):
+    for dialog in dialogs(SEED, held_out=True, new_wordings=new_wordings):
         if dialog.task in wanted and counts[dialog.task] < limit:
             counts[dialog.task] += 1
             yield dialog
@@ -163,27 +170,82 @@ def _shown(message: Message) -> str:
     return calls or message.text
 
 
+Column = tuple[str, bool]
+"""What is new, and whether the engine enforces what it can."""
+
+
+def measure(service: ChatService, limit: int, tasks: Sequence[str]) -> dict[Column, dict[str, Score]]:
+    """Every column of the table: scores by task."""
+    columns: dict[Column, dict[str, Score]] = {}
+    for kind, new_wordings in KINDS.items():
+        drawn = list(cases(limit, tasks, new_wordings=new_wordings))
+        for grammar in (False, True):
+            columns[kind, grammar] = evaluate(service, drawn, grammar=grammar)
+    return columns
+
+
+def report(columns: dict[Column, dict[str, Score]], limit: int) -> str:
+    """The card's table, and how far its figures can be trusted."""
+    headings = [f"{kind}: {'grammar' if grammar else 'free'}" for kind, grammar in columns]
+    lines = [f"| task | cases | {' | '.join(headings)} |", "|---|---:|" + "---:|" * len(headings)]
+    for task, title in ALL_TASKS.items():
+        scores = [column[task] for column in columns.values() if task in column]
+        if scores:
+            shares = " | ".join(f"{score.share:.1%}" for score in scores)
+            lines.append(f"| {title} (`{task}`) | {max(score.cases for score in scores)} | {shares} |")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Repeat with `python -m tools.radix_tiny.evaluate --limit {limit}`; `--tasks` chooses, `--show` shows.",
+            f"With so many cases a figure is good to about {100 * _margin(limit):.0f} points either way.",
+        ]
+    )
+
+
+def _margin(cases: int) -> float:
+    """Half of the interval that holds 95 % of what a share of one half would be measured as."""
+    return float(1.96 * (0.25 / cases) ** 0.5)
+
+
+def fill(card: str, figures: str) -> str:
+    """The card with these figures between its two marks.
+
+    Raises:
+        ValueError: the card does not have two marks.
+    """
+    parts = card.split(MARK)
+    if len(parts) != 3:
+        raise ValueError(f"a card needs {MARK} before and after its figures, this one has it {len(parts) - 1} times")
+    return f"{parts[0]}{MARK}\n{figures}\n{MARK}{parts[2]}"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Measure radix-tiny on held-out cases.")
     parser.add_argument("--model", default="radix-tiny")
-    parser.add_argument("--limit", type=int, default=200, help="cases of each task")
+    parser.add_argument("--limit", type=int, default=200, help="cases of each task and column")
     parser.add_argument("--tasks", nargs="*", default=(), choices=list(ALL_TASKS))
     parser.add_argument("--show", type=int, default=0, help="wrong answers to print per task")
+    parser.add_argument("--card", type=Path, help=f"model card whose figures, between two lines {MARK}, to replace")
     options = parser.parse_args(arguments)
-    drawn = list(cases(options.limit, options.tasks))
+    if options.card:
+        if options.tasks:
+            parser.error("a card has the figures of all tasks: --card or --tasks")
+        fill(options.card.read_text(encoding="utf-8"), "")  # a card without marks fails before the work, not after it
     began = time.monotonic()
     with Engine(options.model) as engine:
-        service = ChatService(engine)
-        free = evaluate(service, drawn, grammar=False)
-        bound = evaluate(service, drawn, grammar=True)
-    print("| task | cases | free | grammar |\n|---|---:|---:|---:|")
-    for task, title in ALL_TASKS.items():
-        if task in free:
-            print(f"| {title} (`{task}`) | {free[task].cases} | {free[task].share:.1%} | {bound[task].share:.1%} |")
-    print(f"\n{len(drawn)} cases, twice, in {time.monotonic() - began:.0f} s")
-    for task, score in bound.items():
-        for dialog, given in score.wrong[: options.show]:
-            print(f"\n--- {task}: {dialog.prompt[-1]['content']!r}\n  due   {dialog.answer}\n  given {given}")
+        columns = measure(ChatService(engine), options.limit, options.tasks)
+    figures = report(columns, options.limit)
+    print(figures)
+    print(f"\n{sum(s.cases for column in columns.values() for s in column.values())} answers", end=" ")
+    print(f"in {time.monotonic() - began:.0f} s")
+    if options.card:
+        options.card.write_text(fill(options.card.read_text(encoding="utf-8"), figures), encoding="utf-8")
+    for (kind, grammar), scores in columns.items():
+        for task, score in scores.items() if grammar else ():
+            for dialog, given in score.wrong[: options.show]:
+                print(f"\n--- {task}, {kind}: {dialog.prompt[-1]['content']!r}")
+                print(f"  due   {dialog.answer}\n  given {given}")
 
 
 if __name__ == "__main__":

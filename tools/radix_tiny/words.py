@@ -1,8 +1,9 @@
 """Where every name, number and wording of the generated text comes from.
 
-Rules. A `Source` draws from one of two worlds, training and held-out, which share no open-vocabulary word (person,
-place, product, tool, parameter) and no sentence frame: lists are split by position, invented words by a checksum. What
-the model has to know by heart (capitals, sums, words of feeling and of topics) is shared. One seed, one text.
+Rules. A `Source` draws from one of two worlds, training and held-out, which share no name (of a person, a place, a
+product, a company) and no invented word; where wordings are new too, no sentence frame, tool or parameter either. Lists
+are split by position, invented words by a checksum. What the model has to know by heart (capitals, sums, words of
+feeling and of topics) is shared. One seed, one text.
 """
 
 # ruff: noqa: RUF001 -- Turkish has an i without a dot.
@@ -141,12 +142,34 @@ _TURKISH_CODAS = ["", "", "", "n", "r", "l", "k", "ğ", "ş", "z", "t", "m", "y"
 _ACCENTED = "áéíóúàèäëïöüñçøåãõâêîôûłśžčř"
 
 
-class Source:
-    """Draws words and wordings of one world, from one seed."""
+_LISTED = frozenset((*FIRST_NAMES, *LAST_NAMES, *CITIES))
 
-    def __init__(self, seed: int | str, *, held_out: bool = False) -> None:
+
+def part(options: Sequence[T], *, held_out: bool) -> Sequence[T]:
+    """One world's part of a list; a short list (under six) is not split."""
+    if len(options) < HELD_OUT_SHARE:
+        return options
+    last = HELD_OUT_SHARE - 1
+    return [option for at, option in enumerate(options) if (at % HELD_OUT_SHARE == last) == held_out]
+
+
+def _is_held_out(word: str) -> bool:
+    return zlib.crc32(word.encode()) % HELD_OUT_SHARE == 0
+
+
+class Source:
+    """Draws from one seed.
+
+    Args:
+        seed: what everything drawn follows from.
+        held_out: draw the names and invented words that training never shows.
+        new_wordings: draw the wordings that training never shows; by default, as `held_out`.
+    """
+
+    def __init__(self, seed: int | str, *, held_out: bool = False, new_wordings: bool | None = None) -> None:
         self.rng = random.Random(f"{seed}/{held_out}")
         self.held_out = held_out
+        self.new_wordings = held_out if new_wordings is None else new_wordings
 
     def chance(self, share: float) -> bool:
         return self.rng.random() < share
@@ -159,14 +182,12 @@ class Source:
         return options[int(self.rng.random() * len(options))]
 
     def of(self, options: Sequence[T]) -> T:
-        """One of this world's part of a list; of a short list (under six) both worlds have all."""
-        return self.any(self.part(options))
+        """One wording of this world's part of a list; of a short list (under six) both worlds have all."""
+        return self.any(part(options, held_out=self.new_wordings))
 
-    def part(self, options: Sequence[T]) -> Sequence[T]:
-        if len(options) < HELD_OUT_SHARE:
-            return options
-        last = HELD_OUT_SHARE - 1
-        return [option for at, option in enumerate(options) if (at % HELD_OUT_SHARE == last) == self.held_out]
+    def word_of(self, options: Sequence[str]) -> str:
+        """One name or word of this world's part of a list."""
+        return self.any(part(options, held_out=self.held_out))
 
     def shuffled(self, options: Sequence[T]) -> list[T]:
         return self.rng.sample(list(options), len(options))
@@ -175,10 +196,11 @@ class Source:
         return self.rng.sample(list(options), min(len(options), self.number(low, high)))
 
     def fresh(self, make: Callable[[], str]) -> str:
-        """What `make` gives, until it falls into this world."""
+        """What `make` gives, until it falls into this world: a held-out word does so in whatever case it is written."""
         while True:
             word = make()
-            if (zlib.crc32(word.encode()) % HELD_OUT_SHARE == 0) == self.held_out:
+            cases = (word, word.lower(), word.capitalize(), word.upper()) if self.held_out else (word,)
+            if _LISTED.isdisjoint(cases) and all(_is_held_out(case) == self.held_out for case in cases):
                 return word
 
     def invented(self, low: int = 1, high: int = 3) -> str:
@@ -220,24 +242,24 @@ class Source:
         return self.fresh(lambda: "".join(chr(self.number(low, high)) for _ in range(self.number(2, 6))))
 
     def person(self) -> str:
-        first = self.of(FIRST_NAMES) if self.chance(0.4) else self.proper()
+        first = self.word_of(FIRST_NAMES) if self.chance(0.4) else self.proper()
         if self.chance(0.5):
             return first
-        return f"{first} {self.of(LAST_NAMES) if self.chance(0.4) else self.proper()}"
+        return f"{first} {self.word_of(LAST_NAMES) if self.chance(0.4) else self.proper()}"
 
     def turkish_person(self) -> str:
-        first = self.of(FIRST_NAMES) if self.chance(0.35) else self.fresh(lambda: self._turkish(self.number(2, 3)))
-        return first if self.chance(0.7) else f"{first} {self.of(LAST_NAMES)}"
+        first = self.word_of(FIRST_NAMES) if self.chance(0.35) else self.fresh(lambda: self._turkish(self.number(2, 3)))
+        return first if self.chance(0.7) else f"{first} {self.word_of(LAST_NAMES)}"
 
     def city(self) -> str:
-        return self.of(CITIES) if self.chance(0.5) else self.proper()
+        return self.word_of(CITIES) if self.chance(0.5) else self.proper()
 
     def place(self) -> str:
         """A city, sometimes with its state."""
-        return f"{self.city()}, {self.of(STATES)}" if self.chance(0.25) else self.city()
+        return f"{self.city()}, {self.word_of(STATES)}" if self.chance(0.25) else self.city()
 
     def company(self) -> str:
-        ending = self.of(
+        ending = self.word_of(
             ("Labs", "Group", "Systems", "Ltd", "Inc", "Works", "Foods", "Energy", "Bank", "Media", "Motors")
         )
         return f"{self.proper()} {ending}" if self.chance(0.6) else self.proper()
@@ -245,9 +267,9 @@ class Source:
     def product(self) -> str:
         draw = self.rng.random()
         if draw < 0.35:
-            return f"{self.of(ADJECTIVES)} {self.of(GOODS)}"
+            return f"{self.word_of(ADJECTIVES)} {self.word_of(GOODS)}"
         if draw < 0.6:
-            return f"{self.proper()} {self.of(GOODS).capitalize()}"
+            return f"{self.proper()} {self.word_of(GOODS).capitalize()}"
         series, number = self.any(("X", "Pro", "Mini", "Max", "One", "S")), self.any(("", "", "2", "3", "7", "10"))
         return f"{self.proper()} {series}{number}"
 
@@ -290,8 +312,8 @@ class Source:
             "sample",
         )
         kinds = ("function", "tool", "lookup", "service", "helper", "check", "query", "task", "index", "score", "api")
-        words = [self.of(common) if self.chance(0.3) else self.invented(1, 2) for _ in range(parts - 1)]
-        return "_".join([*words, self.of(kinds) if self.chance(0.5) else self.invented(1, 2)])
+        words = [self.word_of(common) if self.chance(0.3) else self.invented(1, 2) for _ in range(parts - 1)]
+        return "_".join([*words, self.word_of(kinds) if self.chance(0.5) else self.invented(1, 2)])
 
     def _syllables(self, count: int) -> str:
         word = "".join(self.any(_ONSETS) + self.any(_VOWELS) + self.any(_CODAS) for _ in range(count))
