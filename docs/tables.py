@@ -163,9 +163,9 @@ def _errors() -> str:
 def _benchmarks() -> str:
     """What each says of itself, its command in a block of its own."""
     folder = FOLDER.parent / "benchmarks"
-    files = [file for file in sorted(folder.glob("*.py")) if file.stem != "__init__"]
+    files = [file for file in sorted(folder.glob("*.py")) if "__main__" in file.read_text(encoding="utf-8")]
     sections = []
-    for file in (*files, folder / "peers" / "compare.py"):
+    for file in (*files, folder / "peers" / "compare.py", folder / "peers" / "plots.py"):
         module = ".".join(file.relative_to(folder.parent).with_suffix("").parts)
         about = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
         about = about.replace("``", "`") + "\n"

@@ -3,7 +3,9 @@
     python -m benchmarks.peers.drive PEER CHECKPOINT --out results.json [--workloads W1 W2] [--repeat 3]
 
 Rules. Standard library alone: this runs in the engine's own virtual environment. An engine is a module of
-`benchmarks.peers` named ``peer_<name>`` with a function ``start(checkpoint) -> Peer``.
+`benchmarks.peers` named ``peer_<name>`` with a function ``start(checkpoint) -> Peer`` and the names of the packages
+that it consists of, ``PACKAGES``. All are measured in the same way: a request's clock starts when its caller asks,
+before any engine hears of it, and its first token is there when the caller has it.
 """
 
 from __future__ import annotations
@@ -13,13 +15,16 @@ import asyncio
 import json
 import resource
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, Protocol
 
 from benchmarks.peers.workloads import FIRST_TOKEN, Turn, Workload, workloads
+
+OURS = "radix"
+"""The peer that the others are compared with."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Peer(Protocol):
 
 @dataclass(frozen=True)
 class Measured:
-    """One run of one workload. Times in seconds, memory in MiB."""
+    """One run of one workload. Times in seconds, memory in MiB; a ``first_token`` for every request."""
 
     workload: str
     seconds: float
@@ -74,8 +79,9 @@ async def run(peer: Peer, workload: Workload) -> Measured:
 
     async def answer(ask: Ask) -> list[int]:
         asked, tokens = time.perf_counter(), []
+        await asyncio.sleep(0)  # the clocks of all who ask at this moment run before the engine is busy
         async for new in peer.stream(ask):
-            if not tokens:
+            if new and not tokens:
                 firsts.append(time.perf_counter() - asked)
             tokens += new
         return tokens
@@ -109,7 +115,8 @@ async def run(peer: Peer, workload: Workload) -> Measured:
 async def measure(peer_name: str, checkpoint: Path, rounds: list[list[Workload]]) -> dict[str, Any]:
     """Load, warm up with one token, then round after round; a round is every workload once."""
     started = time.perf_counter()
-    peer: Peer = await import_module(f"benchmarks.peers.peer_{peer_name}").start(checkpoint)
+    module = import_module(f"benchmarks.peers.peer_{peer_name}")
+    peer: Peer = await module.start(checkpoint)
     loaded = time.perf_counter() - started
     async for _ in peer.stream(Ask(tuple(range(FIRST_TOKEN, FIRST_TOKEN + 32)), 1)):
         pass
@@ -118,7 +125,19 @@ async def measure(peer_name: str, checkpoint: Path, rounds: list[list[Workload]]
         runs = [asdict(await run(peer, workload)) for chosen in rounds for workload in chosen if peer.serves(workload)]
     finally:
         await peer.close()
-    return {"peer": peer_name, "load_seconds": loaded, "first_token_seconds": ready, "runs": runs}
+    versions = {package: metadata.version(package) for package in module.PACKAGES}
+    return {
+        "peer": peer_name,
+        "versions": versions,
+        "load_seconds": loaded,
+        "first_token_seconds": ready,
+        "runs": runs,
+    }
+
+
+def speeds(runs: Iterable[Mapping[str, Any]]) -> list[float]:
+    """Output tokens per second of each of these runs, as they were written down."""
+    return [run["output_tokens"] / run["seconds"] for run in runs]
 
 
 def main() -> None:
@@ -130,8 +149,12 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="*", default=[])
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--requests", type=int)
     asked = parser.parse_args()
-    rounds = [workloads(asked.vocabulary, asked.workloads, asked.scale, repeat) for repeat in range(asked.repeat)]
+    rounds = [
+        workloads(asked.vocabulary, asked.workloads, asked.scale, repeat, asked.requests)
+        for repeat in range(asked.repeat)
+    ]
     result = asyncio.run(measure(asked.peer, asked.checkpoint, rounds))
     asked.out.write_text(json.dumps(result), encoding="utf-8")
 

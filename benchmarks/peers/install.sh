@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One virtual environment for each engine that we are measured against: benchmarks/peers/install.sh [vllm] [openvino]
+# One virtual environment for each engine that we are measured against: benchmarks/peers/install.sh [vllm] [openvino] [llamacpp]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -24,6 +24,12 @@ openvino() { # one to run, one to convert: their dependencies disagree
     .venv-peers/openvino-convert/bin/pip install -q 'optimum-intel[openvino]'
 }
 
-for peer in "${@:-vllm openvino}"; do
+llamacpp() { # built here, for the instructions of this processor: wants a C++ compiler and some patience
+    fresh llamacpp
+    CMAKE_ARGS='-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF' \
+        .venv-peers/llamacpp/bin/pip install -q --no-binary llama-cpp-python llama-cpp-python==0.3.36 gguf numpy
+}
+
+for peer in "${@:-vllm openvino llamacpp}"; do
     for name in $peer; do "$name"; done
 done

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import json
-import threading
-from collections.abc import AsyncIterator
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,55 +13,42 @@ import openvino as ov
 import openvino_genai as genai
 
 from benchmarks.peers.drive import Ask
+from benchmarks.peers.stepped import News, Stepped
 from benchmarks.peers.workloads import Workload
 
+PACKAGES = ("openvino", "openvino-genai")
 
-class OpenVino:
-    """One thread steps the pipeline; requests are added and read under a lock between two steps."""
+
+class Pipeline:
+    """See `Steps`."""
 
     def __init__(self, pipeline: Any) -> None:
         self._pipeline = pipeline
-        self._ids = itertools.count()
-        self._lock = threading.Lock()
-        self._open: dict[int, tuple[Any, asyncio.AbstractEventLoop, asyncio.Queue[list[int] | None]]] = {}
-        self._awake = threading.Event()
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        self._open: dict[int, Any] = {}
 
-    async def stream(self, ask: Ask) -> AsyncIterator[list[int]]:
+    def add(self, request: int, ask: Ask) -> None:
         config = genai.GenerationConfig()
         config.max_new_tokens, config.do_sample, config.ignore_eos = ask.output, False, ask.schema is None
         if ask.schema:
             config.structured_output_config = genai.StructuredOutputConfig(json_schema=json.dumps(ask.schema))
-        came: asyncio.Queue[list[int] | None] = asyncio.Queue()
-        name = next(self._ids)
         ids = ov.Tensor(np.array([ask.prompt], dtype=np.int64))
-        with self._lock:
-            handle = self._pipeline.add_request(name, ids, config)
-            self._open[name] = (handle, asyncio.get_running_loop(), came)
-        self._awake.set()
-        while (new := await came.get()) is not None:
-            yield new
+        self._open[request] = self._pipeline.add_request(request, ids, config)
 
-    def _run(self) -> None:
-        while not self._closed:
-            if not self._open:
-                self._awake.wait(0.1)
-                self._awake.clear()
-                continue
-            with self._lock:
-                self._pipeline.step()
-                self._deliver()
-
-    def _deliver(self) -> None:
-        for name, (handle, loop, came) in list(self._open.items()):
+    def step(self) -> Iterator[News]:
+        self._pipeline.step()
+        for request, handle in list(self._open.items()):
+            tokens: list[int] = []
             while handle.can_read():
                 for output in handle.read().values():
-                    loop.call_soon_threadsafe(came.put_nowait, list(output.generated_ids))
-            if handle.get_status() != genai.GenerationStatus.RUNNING:
-                del self._open[name]
-                loop.call_soon_threadsafe(came.put_nowait, None)
+                    tokens += output.generated_ids
+            ended = handle.get_status() != genai.GenerationStatus.RUNNING
+            if ended:
+                del self._open[request]
+            yield News(request, tokens, ended)
+
+
+class OpenVino(Stepped):
+    """See `Peer`."""
 
     def serves(self, workload: Workload) -> bool:
         return True
@@ -72,14 +57,15 @@ class OpenVino:
         return None
 
     async def forget(self) -> None:
-        """It offers no way; the workloads' prompts differ, so only repeats of one workload find their own prefixes."""
+        """It offers no way, and needs none: no two workloads share a prompt."""
 
     async def close(self) -> None:
-        self._closed = True
-        self._thread.join()
+        """Nothing runs any more; the process ends."""
 
 
 async def start(checkpoint: Path) -> OpenVino:
     scheduler = genai.SchedulerConfig()
     scheduler.enable_prefix_caching, scheduler.cache_size, scheduler.max_num_seqs = True, 2, 64
-    return OpenVino(genai.ContinuousBatchingPipeline(str(checkpoint / "openvino"), scheduler, "CPU"))
+    properties = {"INFERENCE_NUM_THREADS": int(os.environ["OMP_NUM_THREADS"])}  # of itself it does not look there
+    pipeline = genai.ContinuousBatchingPipeline(str(checkpoint / "openvino"), scheduler, "CPU", properties)
+    return OpenVino(Pipeline(pipeline))

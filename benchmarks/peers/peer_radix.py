@@ -9,6 +9,8 @@ from benchmarks.peers.drive import Ask
 from benchmarks.peers.workloads import Workload
 from radixbackend import Constraint, Engine, SamplingParams
 
+PACKAGES = ("radixbackend", "torch", "transformers")
+
 
 class Radix:
     def __init__(self, engine: Engine) -> None:

@@ -15,6 +15,8 @@ from transformers.generation.streamers import BaseStreamer
 from benchmarks.peers.drive import Ask
 from benchmarks.peers.workloads import Workload
 
+PACKAGES = ("torch", "transformers")
+
 
 @dataclass
 class Waiting:

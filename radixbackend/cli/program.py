@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from radixbackend.cli.bench import bench
 from radixbackend.cli.chat import chat
 from radixbackend.cli.doctor import doctor
 from radixbackend.cli.generate import generate
@@ -47,6 +48,7 @@ def make_app(plugins: Plugins) -> typer.Typer:
     app.command("generate")(generate)
     app.command("serve")(serve)
     app.command("tree")(tree)
+    app.command("bench")(bench)
     app.command("explain-schema")(explain_schema)
     app.command("doctor")(doctor)
     app.command("plugins")(list_plugins)

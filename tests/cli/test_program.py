@@ -10,7 +10,7 @@ import pytest
 from radixbackend import __version__
 
 SCHEMA = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"], "additionalProperties": False}
-COMMANDS = ("chat", "generate", "serve", "tree", "explain-schema", "doctor", "plugins")
+COMMANDS = ("chat", "generate", "serve", "tree", "bench", "explain-schema", "doctor", "plugins")
 
 
 def test_version(radix: Any) -> None:

@@ -1,9 +1,10 @@
 """Trains the model: ``python -m tools.radix_tiny.train --out DIR``, resumed by the same command.
 
-Rules. Two processes of one thread each draw their own text and share only the gradients: on few cores that other work
-wants too, this is faster than two threads in each operation. A step is a number of tokens; who is faster takes more of
-it. Progress is the share of the budget spent (tokens or minutes, whichever is further), and learning rate, batch and
-mix follow it. A run that was stopped, or whose budget is raised, goes on from its last checkpoint.
+Rules. On a CPU two processes of one thread each draw their own text and share only the gradients: on few cores that
+other work wants too, this is faster than two threads in each operation. A GPU has one process. A step is a number of
+tokens; who is faster takes more of it. Progress is the share of the budget spent (tokens or minutes, whichever is
+further), and learning rate, batch and mix follow it. A run that was stopped, or whose budget is raised, goes on from
+its last checkpoint.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from tools.radix_tiny.words import Source
 
 ROUND = 32
 """Lengths are padded to a multiple of this."""
-MICRO_TOKENS = 2560
+MICRO_TOKENS = {"cpu": 2560, "cuda": 65_536}
+"""Of a batch that goes through the model at once."""
 WARM_UP_STEPS = 40
 DECAY_FROM = 0.3
 MATRIX_RATE = 3e-3
@@ -90,6 +92,9 @@ class Batch:
             weights[row, : len(example.ids)] = torch.tensor(_weights(example.is_answer, prompt_weight))
         return Batch(ids[:, :-1], ids[:, 1:], weights[:, 1:])
 
+    def to(self, device: torch.device) -> Batch:
+        return Batch(*(x.to(device, non_blocking=True) for x in (self.ids, self.targets, self.weights)))
+
 
 def _weights(is_answer: Sequence[bool], prompt_weight: float) -> list[float]:
     """An answer weighs as the root of its length: a label of one token is as much of a decision as a long record."""
@@ -100,8 +105,8 @@ def _weights(is_answer: Sequence[bool], prompt_weight: float) -> list[float]:
     return weights
 
 
-def batches(seed: str, tokenizer: Any, plan: Callable[[], Plan]) -> Iterator[Batch]:
-    """Batches without end, each of rows of like length, so that little is padded and few shapes occur."""
+def batches(seed: str, tokenizer: Any, plan: Callable[[], Plan], most: int) -> Iterator[Batch]:
+    """Batches of at most so many tokens, without end, their rows of like length: little padding, few shapes."""
     source = Source(seed)
     rows: dict[int, list[Example]] = defaultdict(list)
     while True:
@@ -111,7 +116,7 @@ def batches(seed: str, tokenizer: Any, plan: Callable[[], Plan]) -> Iterator[Bat
         if len(example.ids) > now.longest:
             continue
         rows[width].append(example)
-        if (len(rows[width]) + 1) * width > MICRO_TOKENS:
+        if (len(rows[width]) + 1) * width > most:
             yield Batch.of(rows.pop(width), now.prompt_weight)
 
 
@@ -134,7 +139,7 @@ def check(model: TinyLlama, tokenizer: Any, *, count: int, new_wordings: bool) -
         if dialog.grammar_only:
             continue
         example = encode(render(dialog), tokenizer)
-        batch = Batch.of([example], 0.0)
+        batch = Batch.of([example], 0.0).to(model.cos.device)
         marks = example.is_answer
         first = len(marks)
         while first > 0 and marks[first - 1]:
@@ -153,11 +158,13 @@ class Trainer:
         self.rank, self.world, self.options = rank, dist.get_world_size(), options
         self.taken = taken  # tokens that any process has taken up, a number shared by all
         self.folder = Path(options.out)
+        self.device = torch.device(options.device)
         torch.manual_seed(options.seed)
         self.model = TinyLlama(Shape())
         self.tokenizer = _tokenizer(self.folder / "tokenizer.json")
         if options.start:
             self.model.load_state_dict(load_file(Path(options.start) / "model.safetensors"))
+        self.model.to(self.device)
         body = self.model.model
         self.matrices = [p for p in body.layers.parameters() if p.ndim == 2]
         self.vectors = [p for p in body.parameters() if p.ndim == 1] + [body.embed_tokens.weight]
@@ -182,7 +189,7 @@ class Trainer:
 
     def run(self) -> None:
         seed = f"{self.options.seed}/{self.rank}/{self.step}"
-        stream = batches(seed, self.tokenizer, lambda: self.plan)
+        stream = batches(seed, self.tokenizer, lambda: self.plan, MICRO_TOKENS[self.device.type])
         checked = saved = logged = self._agreed(time.monotonic())
         recent: list[float] = []
         while self.progress < 1.0:
@@ -206,20 +213,22 @@ class Trainer:
         """Gradients of this process's part of a step, summed over all processes; then the update. Gives the loss."""
         factor = rate_at(self.step, self.progress)
         goal = self.tokens + self.plan.step_tokens
-        sums = torch.zeros(3)  # loss, weight, tokens
+        sums = torch.zeros(3, device=self.device)  # loss, weight, tokens
         while self.taken.value < goal:
             batch = next(stream)
             with self.taken.get_lock():
                 self.taken.value += batch.ids.numel()
+            batch = batch.to(self.device)
             loss = loss_sum(self.model, batch)
             loss.backward()
-            sums += torch.stack((loss.detach(), batch.weights.sum(), torch.tensor(float(batch.ids.numel()))))
+            sums += torch.stack((loss.detach(), batch.weights.sum(), loss.new_tensor(batch.ids.numel())))
         parameters = [*self.matrices, *self.vectors]
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         flat = torch.cat([sums, *(parameter.grad.flatten() for parameter in parameters)])
-        dist.all_reduce(flat)
+        if self.world > 1:
+            dist.all_reduce(flat)
         loss, weight, tokens = flat[:3].tolist()
         at = 3
         for parameter in parameters:
@@ -238,7 +247,7 @@ class Trainer:
 
     def _hand_round(self) -> None:
         """Each matrix from the process that updated it to all others."""
-        for owner in range(self.world):
+        for owner in range(self.world if self.world > 1 else 0):
             own = self.matrices[owner :: self.world]
             flat = torch.cat([p.detach().flatten() for p in own])
             dist.broadcast(flat, owner)
@@ -282,7 +291,7 @@ class Trainer:
     def _resume(self) -> None:
         path = self.folder / f"state-{self.rank}.pt"
         if path.exists():
-            state = torch.load(path, weights_only=True)
+            state = torch.load(path, weights_only=True, map_location=self.device)
             self.model.load_state_dict(state["model"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
@@ -310,13 +319,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--start", help="folder of a model to start from, in place of nothing")
     parser.add_argument("--tokens", type=float, default=100e6, help="budget of training tokens")
     parser.add_argument("--minutes", type=float, default=170, help="budget of time spent in steps")
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--device", choices=list(MICRO_TOKENS), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--processes", type=int, help="2 on a CPU, 1 on a GPU")
     parser.add_argument("--threads", type=int, default=1, help="threads of each process")
     parser.add_argument("--check-every", type=float, default=300, help="seconds between checks on held-out text")
     parser.add_argument("--save-every", type=float, default=180, help="seconds between checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--port", type=int, default=29571)
     options = parser.parse_args(arguments)
+    if options.processes is None:
+        options.processes = 1 if options.device == "cuda" else 2
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "tokenizer.json").exists():
