@@ -48,8 +48,9 @@ def radix_create_backend(model: str, options: Mapping[str, Any]) -> Backend | No
 def radix_load_model(spec: ModelSpec) -> LoadedModel | None:
     """Load a checkpoint: the model, its tokenizer and what the engine must know of them.
 
-    First result; called once, in the thread that constructs the engine. Raise a `ModelError` where the checkpoint
-    is yours but cannot be served; return None where it is not yours.
+    First result; called once, on the thread that will run the engine, which may change the model's layers in place:
+    hand out one that nobody else uses. Raise a `ModelError` where the checkpoint is yours but cannot be served; return
+    None where it is not yours.
     """
 
 
@@ -57,7 +58,7 @@ def radix_load_model(spec: ModelSpec) -> LoadedModel | None:
 def radix_make_attention(name: str, device: str) -> AttentionBackend | None:
     """Make the attention kernel of this name (`EngineConfig.attention`; ``auto`` is the best for the device).
 
-    First result; called once, in the thread that constructs the engine. The object is then used by the engine's
+    First result; called once, on the thread that will run the engine. The object is then used by the engine's
     thread in every layer of every step, so what can be prepared once a step belongs into its ``begin``.
     """
 
@@ -85,7 +86,7 @@ def radix_rank_waiting(waiting: Sequence[WaitingView]) -> Sequence[int] | None:
 def radix_eviction_key(policy: str) -> EvictionKey | None:
     """The key function of this eviction policy (`EngineConfig.eviction`): the smallest key is evicted first.
 
-    First result; called once, in the thread that constructs the engine. The function is then called by the
+    First result; called once, on the thread that will run the engine. The function is then called by the
     engine's thread for each node that becomes evictable and must be a pure, cheap function of the node.
     """
 
@@ -94,7 +95,7 @@ def radix_eviction_key(policy: str) -> EvictionKey | None:
 def radix_tool_format(model: ModelInfo) -> ToolFormat | None:
     """How this model writes tool calls: a grammar for them, a parser, and a way to write them.
 
-    First result; called once, in the thread that constructs the engine. The object is then used by every thread that
+    First result; called once, on the thread that will run the engine. The object is then used by every thread that
     chats, so it must hold no state of an answer; its ``parser`` makes one for each.
     """
 
@@ -103,7 +104,7 @@ def radix_tool_format(model: ModelInfo) -> ToolFormat | None:
 def radix_reasoning_format(model: ModelInfo) -> ReasoningFormat | None:
     """How this model writes what it thinks before it answers; None if it does not, or not in a way of its own.
 
-    First result; called once, in the thread that constructs the engine. As with `radix_tool_format`, the object is
+    First result; called once, on the thread that will run the engine. As with `radix_tool_format`, the object is
     shared by every thread that chats.
     """
 

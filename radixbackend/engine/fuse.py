@@ -53,6 +53,8 @@ def fuse(loaded: LoadedModel) -> int:
             loaded.model(input_ids=ids, position_ids=positions[None], use_cache=False)
         for layer in layers:  # one after the other: a twin's weights are copies until the layer's own are given up
             runs = notes.runs.pop(layer, [])
+            if layer.self_attn in notes.masked:
+                continue
             handed_on = runs[0].keywords if runs else {}
             told = {k: v for k, v in notes.told.get(layer.self_attn, {}).items() if k not in handed_on}
             twin = FusedLayer(layer, told)
@@ -74,15 +76,16 @@ class _Run:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Notes:
-    """What each layer was given and gave, and what each attention module tells its attention function."""
+    """What each layer was given and gave, what each attention module tells its attention function, and which mask."""
 
     runs: dict[nn.Module, list[_Run]]
     told: dict[nn.Module, dict[str, Any]]
+    masked: set[nn.Module]
 
 
 @contextmanager
 def _recording(text: Any, layers: Sequence[nn.Module]) -> Iterator[_Notes]:
-    notes = _Notes({}, {})
+    notes = _Notes({}, {}, set())
 
     def attention(
         module: nn.Module,
@@ -93,6 +96,8 @@ def _recording(text: Any, layers: Sequence[nn.Module]) -> Iterator[_Notes]:
         **told: Any,
     ) -> tuple[torch.Tensor, None]:
         notes.told.setdefault(module, told)
+        if attention_mask is not None:  # nobody here made it, so the module did, and a twin would not
+            notes.masked.add(module)
         grouped = query.shape[1] != key.shape[1]
         out = F.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=told.get("scaling"), enable_gqa=grouped

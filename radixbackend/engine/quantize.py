@@ -33,9 +33,10 @@ class Int8Linear(nn.Linear):
         if input.numel() == 0:
             return input.new_empty(shape)
         rows = input.reshape(-1, self.in_features)
-        # The smallest number keeps rows of zeros from dividing by zero.
-        scale = rows.abs().amax(-1, keepdim=True).float().div_(LARGEST).clamp_min_(torch.finfo(torch.float32).tiny)
-        integers = (rows / scale).round_().add_(MIDDLE).to(torch.uint8)
+        rows = rows.float()
+        # The smallest number keeps rows of zeros from dividing by zero; the half rounds what the type cuts off.
+        scale = rows.abs().amax(-1, keepdim=True).mul_(1 / LARGEST).clamp_min_(torch.finfo(torch.float32).tiny)
+        integers = (rows / scale).add_(MIDDLE + 0.5).to(torch.uint8)
         out = torch.ops.onednn.qlinear_pointwise(
             integers,
             1.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -16,14 +17,14 @@ GREEDY = SamplingParams(max_tokens=NEW_TOKENS, temperature=0, ignore_eos=True)
 
 
 class InMemory:
-    """A plugin that serves a model object."""
+    """A plugin that serves a copy of a model: an engine changes what it is given, and the original is compared with."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
 
     @hookimpl
     def radix_load_model(self) -> LoadedModel:
-        return LoadedModel.of(self.model)
+        return LoadedModel.of(copy.deepcopy(self.model))
 
 
 def prompts(seed: int = 0) -> list[list[int]]:

@@ -20,6 +20,7 @@ from tests import zoo
 
 FUSED = ["llama", "llama_yarn_tied", "mistral", "qwen2", "qwen2_moe", "qwen3", "mixtral", "smollm3", "seed_oss"]
 OTHERWISE = ["gemma2", "olmo2", "glm4", "phi", "cohere", "hunyuan", "ernie4_5", "diffllama", "bitnet", "gpt2"]
+OTHERWISE += [name for name in ("doge",) if name in zoo.SEQUENTIAL]  # it makes masks of its own
 
 
 def logits(model: Any, length: int = 30) -> torch.Tensor:

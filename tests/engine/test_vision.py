@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,14 +31,14 @@ GREEDY = SamplingParams(max_tokens=NEW_TOKENS, temperature=0, ignore_eos=True)
 
 
 class InMemory:
-    """A plugin that serves a model and its processor."""
+    """A plugin that serves a copy of a model, with its processor; the original is compared with."""
 
     def __init__(self, zoo: Zoo) -> None:
         self.zoo = zoo
 
     @hookimpl
     def radix_load_model(self) -> LoadedModel:
-        return LoadedModel.of(self.zoo.model, self.zoo.tokenizer, processor=self.zoo.processor)
+        return LoadedModel.of(copy.deepcopy(self.zoo.model), self.zoo.tokenizer, processor=self.zoo.processor)
 
 
 @contextmanager

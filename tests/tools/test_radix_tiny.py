@@ -26,8 +26,18 @@ from tools.radix_tiny.words import CITIES, FIRST_NAMES, LAST_NAMES, Source, part
 
 FOLDER = Path(radixbackend.__file__).parent / "models" / "radix_tiny"
 CASES = 12
-LEAST_RIGHT = {"extraction": 1, "classification": 5, "lookup": 2, "tools_call": 5, "facts": 4, "tools_answer": 4}
-"""Of so many cases each: well below the model card's figures, well above what a broken path reaches."""
+LEAST_RIGHT = {
+    "extraction": 6,
+    "extraction_tr": 6,
+    "classification": 10,
+    "lookup": 6,
+    "tools_call": 9,
+    "tools_answer": 10,
+    "tools_none": 10,
+    "facts": 10,
+    "chat": 10,
+}
+"""Of so many cases each, with new names: below the model card's figures, well above what a broken path reaches."""
 
 
 NAMES = (FIRST_NAMES, LAST_NAMES, CITIES)
@@ -239,5 +249,5 @@ def test_the_engine_sees_the_prompt_that_training_saw(service: ChatService) -> N
 
 @pytest.mark.parametrize("task", LEAST_RIGHT)
 def test_it_can_do_what_its_card_says(service: ChatService, task: str) -> None:
-    score = evaluate.evaluate(service, list(evaluate.cases(CASES, [task], new_wordings=True)), grammar=True)[task]
+    score = evaluate.evaluate(service, list(evaluate.cases(CASES, [task], new_wordings=False)), grammar=True)[task]
     assert score.right >= LEAST_RIGHT[task], [(dialog.answer, given) for dialog, given in score.wrong]

@@ -223,6 +223,7 @@ def fill(card: str, figures: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Measure radix-tiny on held-out cases.")
     parser.add_argument("--model", default="radix-tiny")
+    parser.add_argument("--quantization", help="as the engine's option; None is the model as it is")
     parser.add_argument("--limit", type=int, default=200, help="cases of each task and column")
     parser.add_argument("--tasks", nargs="*", default=(), choices=list(ALL_TASKS))
     parser.add_argument("--show", type=int, default=0, help="wrong answers to print per task")
@@ -233,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error("a card has the figures of all tasks: --card or --tasks")
         fill(options.card.read_text(encoding="utf-8"), "")  # a card without marks fails before the work, not after it
     began = time.monotonic()
-    with Engine(options.model) as engine:
+    with Engine(options.model, quantization=options.quantization) as engine:
         columns = measure(ChatService(engine), options.limit, options.tasks)
     figures = report(columns, options.limit)
     print(figures)
