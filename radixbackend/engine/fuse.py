@@ -7,7 +7,7 @@ else may. Layers that have other parts or differ stay as they were. Queries, key
 up another; their separate weights are given up, so a model takes no more memory than before. Knows nothing of plans,
 slots or attention kernels.
 
-On a CPU a decode step of a small model is mostly calls: of a 60-million-parameter Llama, batch 1, two thirds.
+Measured on two CPU cores, a Llama of 60 million parameters in bfloat16: a tenth to a quarter more tokens per second.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2e-3, torch.float16: 5e-4}
 
 _PROBING = "radixbackend_fuse"
 
+_MISFITS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
+"""What a forward raises that is given what it was not made for."""
+
 
 def fuse(loaded: LoadedModel) -> int:
     """Put fused twins in the place of the layers that they equal and return how many; 0 leaves the model as it was."""
@@ -45,12 +48,11 @@ def fuse(loaded: LoadedModel) -> int:
         return 0
     done = 0
     with torch.no_grad(), _recording(text, layers) as notes:
-        tokens = probe_tokens(loaded.config, loaded.vocab_size)
-        for length in PROBE_LENGTHS:
-            ids = torch.tensor([(tokens * length)[:length]], device=loaded.device)
-            # Spread over the whole context: some models scale their queries from some position on.
-            positions = torch.linspace(0, loaded.max_context - 1, length + 1, device=loaded.device)[1:].long()
-            loaded.model(input_ids=ids, position_ids=positions[None], use_cache=False)
+        try:
+            _probe(loaded)
+        except _MISFITS as fault:  # whether such a model can be served is for others to find out
+            log.info("no layers are fused: %s", fault)
+            return 0
         for layer in layers:  # one after the other: a twin's weights are copies until the layer's own are given up
             runs = notes.runs.pop(layer, [])
             if layer.self_attn in notes.masked:
@@ -63,6 +65,15 @@ def fuse(loaded: LoadedModel) -> int:
                 done += 1
     log.info("%d of %d decoder layers are fused", done, len(layers))
     return done
+
+
+def _probe(loaded: LoadedModel) -> None:
+    tokens = probe_tokens(loaded.config, loaded.vocab_size)
+    for length in PROBE_LENGTHS:
+        ids = torch.tensor([(tokens * length)[:length]], device=loaded.device)
+        # Spread over the whole context: some models scale their queries from some position on.
+        positions = torch.linspace(0, loaded.max_context - 1, length + 1, device=loaded.device)[1:].long()
+        loaded.model(input_ids=ids, position_ids=positions[None], use_cache=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,7 +137,7 @@ def _equal(twin: FusedLayer, runs: Sequence[_Run], tolerance: float) -> bool:
     for run in runs:
         try:
             output = twin.forward(*run.arguments, **run.keywords)
-        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as fault:
+        except _MISFITS as fault:
             log.debug("a layer stays as it is: %s", fault)
             return False
         if not isinstance(run.output, torch.Tensor) or output.shape != run.output.shape:

@@ -56,6 +56,20 @@ def test_a_model_whose_queries_change_with_the_position_stays() -> None:
     assert fuse(LoadedModel.of(model)) == 0
 
 
+def test_a_model_that_cannot_be_probed_stays(caplog: pytest.LogCaptureFixture) -> None:
+    model = zoo.build("llama")
+    plain = model.forward
+
+    def forward(input_ids: torch.Tensor, use_cache: bool = False) -> Any:
+        return plain(input_ids=input_ids, use_cache=use_cache)
+
+    model.forward = forward
+    with caplog.at_level("INFO"):
+        assert fuse(LoadedModel.of(model)) == 0
+    assert "position_ids" in caplog.text
+    assert "q_proj" in dict(model.model.layers[0].self_attn.named_children())
+
+
 @pytest.mark.parametrize("part", ["input_layernorm", "self_attn", "mlp"])
 def test_one_changed_layer_stays_and_the_others_are_fused(part: str) -> None:
     model = zoo.build("llama")
