@@ -164,6 +164,7 @@ class EngineLoop:
     # -- the engine's thread -------------------------------------------------------------------------------------
 
     def run(self) -> None:
+        """Step until `close`; called once, by `start`."""
         busy = False
         try:
             while self._take_commands(0.0 if busy else POLL_SECONDS if self._scheduler.has_work else None):
