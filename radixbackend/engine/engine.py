@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import hashlib
 import os
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -310,8 +311,9 @@ class Engine:
     @property
     def weights_hash(self) -> str:
         """A fingerprint of the checkpoint as it is computed here, for the keys of response caches."""
-        quantized = self._parts.config.quantization
-        return self._parts.model.weights_hash + (f"-{quantized}" if quantized else "")
+        checkpoint, quantized = self._parts.model.weights_hash, self._parts.config.quantization
+        # Hashed again, for whoever keeps the first digits alone.
+        return checkpoint if quantized is None else hashlib.sha256(f"{checkpoint}:{quantized}".encode()).hexdigest()
 
     @property
     def max_context(self) -> int:

@@ -158,8 +158,11 @@ class FusedLayer:
     """
 
     def __init__(self, layer: Any, told: dict[str, Any]) -> None:
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
         attention, mlp = layer.self_attn, layer.mlp
         self.layer, self.attention, self.mlp, self.told = layer, attention, mlp, told
+        self.functions: Any = ALL_ATTENTION_FUNCTIONS
         # Plain attention has no entry in transformers' table: each family has one of its own.
         self.eager = getattr(sys.modules[type(attention).__module__], "eager_attention_forward", None)
         self.before_attention, self.before_mlp = RMSNorm(layer.input_layernorm), RMSNorm(layer.post_attention_layernorm)
@@ -209,8 +212,6 @@ class FusedLayer:
         **kwargs: Any,
     ) -> torch.Tensor:
         """As the layer's own: ``[batch, T, hidden]`` in and out."""
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
         if position_embeddings is None:
             raise TypeError("a layer without rotary embeddings")
         rows = hidden_states.shape[:-1]
@@ -224,7 +225,7 @@ class FusedLayer:
         value = mixed[..., self.heads + self.kv_heads :, :].transpose(1, 2)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.attention.layer_idx)
-        attend: Any = ALL_ATTENTION_FUNCTIONS.get(self.attention.config._attn_implementation, self.eager)
+        attend: Any = self.functions.get(self.attention.config._attn_implementation, self.eager)
         out, _ = attend(self.attention, query, key, value, attention_mask, **{**kwargs, **self.told})
         hidden_states = hidden_states + self.output(out.reshape(*rows, -1))
         normed = self.before_mlp(hidden_states)

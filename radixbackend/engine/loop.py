@@ -60,14 +60,14 @@ def start(make: Callable[[], T], loop_of: Callable[[T], EngineLoop]) -> T:
         loop.run()
 
     threading.Thread(target=live, name="radix-engine", daemon=True).start()
+
+    def discard(late: Future[T]) -> None:
+        if late.exception() is None:
+            loop_of(late.result()).close()
+
     try:
         return made.result()
-    except KeyboardInterrupt:
-
-        def discard(late: Future[T]) -> None:
-            if late.exception() is None:
-                loop_of(late.result()).close()
-
+    except BaseException:  # an interrupt: nobody will close what is still being made
         made.add_done_callback(discard)
         raise
 

@@ -88,7 +88,7 @@ class ModelRunner:
             return
         self._graphs = DecodeGraphs(
             self._forward,
-            self._compute,
+            self._plain,
             cast(Capturable, self.attention),
             max_rows=rows,
             max_context=context,
@@ -101,15 +101,19 @@ class ModelRunner:
     def run(self, plan: StepPlan) -> Logits:
         if self._store is None:
             raise IntegrityError("the runner has no slots: allocate() comes first")
+        wanted, offsets = wanted_rows(plan)
         logits = None if self._graphs is None else self._graphs.run(plan)
         if logits is None:
-            logits = self._compute(plan)
+            logits = self._compute(plan, wanted)
         # A copy made here is an ordinary tensor, which the sampler may write to; one from inference mode is not.
-        return Logits(logits.to(torch.float32, copy=True), wanted_rows(plan)[1])
+        return Logits(logits.to(torch.float32, copy=True), offsets)
 
-    def _compute(self, plan: StepPlan) -> torch.Tensor:
-        """Logits of the wanted rows, without a graph."""
-        wanted, _ = wanted_rows(plan)
+    def _plain(self, plan: StepPlan) -> torch.Tensor:
+        """What a graph is compared with."""
+        return self._compute(plan, wanted_rows(plan)[0])
+
+    def _compute(self, plan: StepPlan, wanted: IntArray) -> torch.Tensor:
+        """Logits of these rows, without a graph."""
         ids = self._row([s.tokens for s in plan.sequences])
         shown: AbstractContextManager[None] = nullcontext()
         if self.vision is not None and any(s.images for s in plan.sequences):

@@ -94,7 +94,7 @@ def a_runner() -> ModelRunner:
 def graphs(recorder: Recorder | None = None, **options: Any) -> tuple[DecodeGraphs, ModelRunner]:
     runner = a_runner()
     made = DecodeGraphs(
-        runner._forward, runner._compute, runner.attention, slots=SLOTS,  # type: ignore[arg-type]
+        runner._forward, runner._plain, runner.attention, slots=SLOTS,  # type: ignore[arg-type]
         device=torch.device("cpu"), capture=recorder or Recorder(), **{"max_rows": 8, "max_context": 64} | options,
     )  # fmt: skip
     return made, runner

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -173,3 +174,21 @@ def test_close_ends_what_waits_and_what_comes_later(bench: Bench) -> None:
     with pytest.raises(EngineClosedError):
         bench.loop.post(list)
     bench.loop.wake()
+
+
+def test_what_is_made_while_nobody_waits_any_more_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(BaseException):
+        pass
+
+    plain_result, waits = Future.result, iter([True])
+
+    def result(self: Future[EngineLoop], timeout: float | None = None) -> EngineLoop:
+        if next(waits, False):
+            raise Interrupted
+        return plain_result(self, timeout)
+
+    monkeypatch.setattr(Future, "result", result)
+    abandoned = Bench.__new__(Bench)
+    with pytest.raises(Interrupted):
+        abandoned.__init__()  # type: ignore[misc]
+    assert abandoned.exited.wait(5)

@@ -92,7 +92,7 @@ def test_an_engine_in_integers(tmp_path: Path) -> None:
         engine.flush_cache()
         assert [answer.token_ids for answer in engine.generate(prompts, sampling)] == alone
         assert [answer.token_ids for answer in engine.generate(prompts, sampling)] == alone
-        assert engine.weights_hash != plain.weights_hash
+        assert engine.weights_hash[:8] != plain.weights_hash[:8]
 
 
 def test_where_it_cannot_be_had() -> None:
