@@ -124,6 +124,16 @@ def test_sequences_of_one_beginning_share_all_of_it() -> None:
     assert group.shared.tolist() == list(range(SHORTEST_SHARED))
 
 
+def test_what_every_prompt_begins_with_does_not_hide_what_some_share() -> None:
+    start, one, other = [0, 1], list(range(10, 20)), list(range(30, 35))
+    seen = [np.array([*start, *rest, 50 + i], np.int32) for i, rest in enumerate((one, other, one, other))]
+    groups = make_groups(range(4), seen, CPU)
+    assert [(group.rows.tolist(), group.shared.tolist()) for group in groups if group.shared is not None] == [
+        ([0, 2], [*start, *one]),
+        ([1, 3], [*start, *other]),
+    ]
+
+
 def test_like_goes_with_like() -> None:
     seen = [np.arange(1000 * i, 1000 * i + length) for i, length in enumerate((100, 9, 95, 8, 90))]
     assert [group.rows.tolist() for group in make_groups(range(5), seen, CPU)] == [[0, 2, 4], [1, 3]]

@@ -67,9 +67,13 @@ def make_groups(rows: Sequence[int], seen: Sequence[IntArray], device: torch.dev
 def _kin(seen: Sequence[IntArray]) -> Iterator[tuple[list[int], int]]:
     """Sequences that share a beginning and its length; at last those that share none."""
     families: dict[int, list[int]] = defaultdict(list)
-    for i, slots in enumerate(seen):
-        families[int(slots[0])].append(i)
     loners: list[int] = []
+    for i, slots in enumerate(seen):
+        if len(slots) > SHORTEST_SHARED:
+            # Not by the first slot: the first few tokens of a chat template are in every prompt.
+            families[int(slots[SHORTEST_SHARED - 1])].append(i)
+        else:
+            loners.append(i)
     for family in families.values():
         shared = min(_common(seen[family[0]], seen[i]) for i in family[1:]) if len(family) > 1 else 0
         if shared >= SHORTEST_SHARED:
