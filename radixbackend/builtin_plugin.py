@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ATTENTION_NAMES = ("auto", "torch", "triton", "triton-deterministic", "flashinfer")
+ATTENTION_NAMES = ("auto", "torch", "native", "triton", "triton-deterministic", "flashinfer")
 EVICTION_NAMES = EVICTION_POLICIES
 GRAMMAR_NAMES = ("xgrammar", "llguidance", "llguidance-lenient")
 
@@ -58,11 +58,21 @@ def radix_make_attention(name: str, device: str) -> AttentionBackend | None:
     if name == "auto" and device == "cuda":
         from radixbackend.engine.attention.choice import FirstThatServes
 
-        return FirstThatServes([kernel for kernel in map(_cuda_kernel, CUDA_NAMES) if kernel is not None])
+        return FirstThatServes(_kernels(CUDA_NAMES, device))
+    if name == "auto" and device == "cpu":
+        from radixbackend.engine.attention.choice import FirstThatServes
+
+        return FirstThatServes(_kernels(CPU_NAMES, device))
     if name in ("auto", "torch"):
         from radixbackend.engine.attention.torch_native import TorchAttention
 
         return TorchAttention()
+    if name == "native":
+        if device != "cpu":
+            raise ConfigError(f"attention={name!r} runs on a CPU, not on device={device!r}; attention='auto' fits any")
+        from radixbackend.engine.attention.native import NativeAttention
+
+        return NativeAttention()
     if device != "cuda":
         raise ConfigError(f"attention={name!r} takes an NVIDIA GPU, not device={device!r}; attention='auto' fits any")
     if name == "flashinfer":
@@ -77,17 +87,23 @@ def radix_make_attention(name: str, device: str) -> AttentionBackend | None:
     return TritonAttention() if name == "triton" else DeterministicAttention()
 
 
+CPU_NAMES = ("native", "torch")
 CUDA_NAMES = ("flashinfer", "triton", "torch")
 """Fastest first."""
 
 
-def _cuda_kernel(name: str) -> AttentionBackend | None:
-    """None, and a word in the log, where what it needs is not installed."""
-    try:
-        return radix_make_attention(name, "cuda")
-    except (ConfigError, MissingDependencyError) as fault:
-        log.info("attention: no %s: %s", name, fault)
-        return None
+def _kernels(names: Sequence[str], device: str) -> list[AttentionBackend]:
+    """Those of which everything they need is installed; a word in the log about others."""
+    kernels: list[AttentionBackend] = []
+    for name in names:
+        try:
+            kernel = radix_make_attention(name, device)
+        except (ConfigError, MissingDependencyError) as fault:
+            log.info("attention: no %s: %s", name, fault)
+        else:
+            assert kernel is not None
+            kernels.append(kernel)
+    return kernels
 
 
 @hookimpl

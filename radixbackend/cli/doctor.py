@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from radixbackend.config import EngineConfig
+from radixbackend.errors import MissingDependencyError
 from radixbackend.plugins import Plugins
 from radixbackend.types import AdapterInfo
 
@@ -268,7 +269,8 @@ def _engine(plugins: Plugins) -> tuple[dict[str, str], list[Problem]]:
         "KV pool": f"at most {free * share / GIB:.1f} GiB: {share:g} of what is free once the model is loaded",
         "hub": "offline: a model is a folder, or in the hub's cache" if _offline() else "hub ids are downloaded",
     }
-    return uses, [*_gpu_problems(gpu, torch.version.cuda), *_cpu_problems(threads, free, gpu)]
+    problems = (*_gpu_problems(gpu, torch.version.cuda), *_cpu_problems(threads, free, gpu))
+    return uses, [*problems, *_kernel_problems(plugins, gpu)]
 
 
 def _gpu_problems(usable: bool, built_for: str | None) -> Iterator[Problem]:
@@ -315,6 +317,17 @@ def _cpu_problems(threads: int, free: int, gpu: bool) -> Iterator[Problem]:
         )
     if free < GIB:
         yield Problem(f"only {free / GIB:.1f} GiB of memory are free", "end other programs, or choose a smaller model")
+
+
+def _kernel_problems(plugins: Plugins, gpu: bool) -> Iterator[Problem]:
+    if gpu or platform.system() != "Linux":
+        return
+    try:
+        plugins.make_attention("native", "cpu")
+    except MissingDependencyError as fault:
+        yield Problem(f"decodes on the CPU are slower than they could be: {_line(fault)}", "apt install gcc")
+    except Exception:
+        return  # a plugin's own fault, which is told where attention stands
 
 
 def _offline() -> bool:

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from radixbackend.engine.elementwise import RMSNorm, TorchOps, choose_ops, is_silu
 from radixbackend.engine.model_loader import LoadedModel
 from radixbackend.engine.probe import probe_tokens, register_attention, text_part, unregister_attention
 
@@ -46,7 +47,7 @@ def fuse(loaded: LoadedModel) -> int:
     layers = [module for module in text.modules() if FusedLayer.fits(module)]
     if not layers or loaded.dtype not in TOLERANCE or not text._can_set_attn_implementation():
         return 0
-    done = 0
+    done, ops = 0, choose_ops(loaded.device)
     with torch.no_grad(), _recording(text, layers) as notes:
         try:
             _probe(loaded)
@@ -59,7 +60,7 @@ def fuse(loaded: LoadedModel) -> int:
                 continue
             handed_on = runs[0].keywords if runs else {}
             told = {k: v for k, v in notes.told.get(layer.self_attn, {}).items() if k not in handed_on}
-            twin = FusedLayer(layer, told)
+            twin = FusedLayer(layer, told, ops)
             if _equal(twin, runs, TOLERANCE[loaded.dtype]):
                 twin.take_over()
                 done += 1
@@ -155,13 +156,14 @@ class FusedLayer:
     Args:
         layer: one that `fits`.
         told: what its attention module tells its attention function, beside the tensors.
+        ops: what computes all that lies between its products.
     """
 
-    def __init__(self, layer: Any, told: dict[str, Any]) -> None:
+    def __init__(self, layer: Any, told: dict[str, Any], ops: TorchOps) -> None:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
         attention, mlp = layer.self_attn, layer.mlp
-        self.layer, self.attention, self.mlp, self.told = layer, attention, mlp, told
+        self.layer, self.attention, self.mlp, self.told, self.ops = layer, attention, mlp, told, ops
         self.functions: Any = ALL_ATTENTION_FUNCTIONS
         # Plain attention has no entry in transformers' table: each family has one of its own.
         self.eager = getattr(sys.modules[type(attention).__module__], "eager_attention_forward", None)
@@ -175,6 +177,7 @@ class FusedLayer:
         self.gate_up: nn.Linear | None = None
         if _is_gated(mlp):
             self.gate_up, self.down, self.activation = _merged(mlp.gate_proj, mlp.up_proj), mlp.down_proj, mlp.act_fn
+            self.silu = is_silu(mlp.act_fn)
 
     @staticmethod
     def fits(module: Any) -> bool:
@@ -215,11 +218,11 @@ class FusedLayer:
         if position_embeddings is None:
             raise TypeError("a layer without rotary embeddings")
         rows = hidden_states.shape[:-1]
-        mixed = self.qkv(self.before_attention(hidden_states)).view(*rows, -1, self.head_dim)
+        mixed = self.qkv(self.ops.norm(hidden_states, self.before_attention)).view(*rows, -1, self.head_dim)
         turned = mixed[..., : self.heads + self.kv_heads, :]
         if self.head_norm is not None:
             turned = self.head_norm(turned)
-        turned = _rotated(turned, *position_embeddings)
+        turned = self.ops.rotate(turned, *position_embeddings)
         query = turned[..., : self.heads, :].transpose(1, 2)
         key = turned[..., self.heads :, :].transpose(1, 2)
         value = mixed[..., self.heads + self.kv_heads :, :].transpose(1, 2)
@@ -227,36 +230,15 @@ class FusedLayer:
             key, value = past_key_values.update(key, value, self.attention.layer_idx)
         attend: Any = self.functions.get(self.attention.config._attn_implementation, self.eager)
         out, _ = attend(self.attention, query, key, value, attention_mask, **{**kwargs, **self.told})
-        hidden_states = hidden_states + self.output(out.reshape(*rows, -1))
-        normed = self.before_mlp(hidden_states)
+        mixed_in = self.output(out.reshape(*rows, -1))
+        hidden_states, normed = self.ops.add_norm(hidden_states, mixed_in, self.before_mlp)
         if self.gate_up is None:
             fed = self.mlp(normed)
         else:
-            gate, up = self.gate_up(normed).chunk(2, -1)
-            fed = self.down(self.activation(gate) * up)
+            pairs = self.gate_up(normed)
+            fed = self.down(self.ops.silu_gate(pairs) if self.silu else self.ops.gate(pairs, self.activation))
         output: torch.Tensor = hidden_states + fed
         return output
-
-
-class RMSNorm:
-    """A norm module's arithmetic in two operators; that it is this arithmetic is for the comparison to find out."""
-
-    __slots__ = ("epsilon", "shape", "weight")
-
-    def __init__(self, module: Any) -> None:
-        self.weight = module.weight
-        self.shape = tuple(module.weight.shape)
-        self.epsilon = float(module.variance_epsilon)
-
-    @staticmethod
-    def fits(module: Any) -> bool:
-        weight = getattr(module, "weight", None)
-        return isinstance(weight, nn.Parameter) and weight.ndim == 1 and hasattr(module, "variance_epsilon")
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        # The weight apart: like the modules, and unlike the operator's own, it multiplies what is already rounded.
-        normed: torch.Tensor = F.rms_norm(x, self.shape, None, self.epsilon) * self.weight
-        return normed
 
 
 class _HeadNorm:
@@ -314,9 +296,3 @@ def _merged(*linears: nn.Linear) -> nn.Linear:
         if linears[0].bias is not None:
             merged.bias = nn.Parameter(torch.cat([x.bias for x in linears]), requires_grad=False)
     return merged
-
-
-def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding of ``[batch, T, heads, dim]``, half against half, by ``[batch, T, dim]``."""
-    first, second = x.chunk(2, -1)
-    return x * cos.unsqueeze(-2) + torch.cat((-second, first), -1) * sin.unsqueeze(-2)

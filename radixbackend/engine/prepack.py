@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,10 +25,12 @@ log = logging.getLogger(__name__)
 class PackedLinear(nn.Linear):
     """An ``nn.Linear`` whose weight is opaque to everything but oneDNN; `prepack` makes it from one."""
 
+    product: Callable[..., torch.Tensor]  # looked up once: as long as a small product takes, it takes to find it
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if input.numel() == 0:
             return input.new_empty(*input.shape[:-1], self.out_features)
-        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
+        out: torch.Tensor = self.product(input, self.weight, self.bias, "none", [], "")
         return out
 
 
@@ -69,6 +72,7 @@ def _pack(module: nn.Linear) -> bool:
         if not torch.equal(torch.ops.mkldnn._linear_pointwise(rows, packed, module.bias, "none", [], ""), plain):
             return False
     module.__class__ = PackedLinear
+    module.product = torch.ops.mkldnn._linear_pointwise.default
     module.weight = nn.Parameter(packed, requires_grad=False)
     return True
 

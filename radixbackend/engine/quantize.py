@@ -14,12 +14,9 @@ import torch
 from torch import nn
 
 from radixbackend.config import INT8
+from radixbackend.engine.int8_rows import LARGEST, MIDDLE, SMALLEST, Rounding, TorchRounding, choose_rounding
 from radixbackend.engine.model_loader import LoadedModel
 from radixbackend.errors import ConfigError
-
-LARGEST = 127
-MIDDLE = 128
-"""oneDNN's fast kernels take unsigned inputs: zero lies here."""
 
 
 class Int8Linear(nn.Linear):
@@ -27,17 +24,14 @@ class Int8Linear(nn.Linear):
 
     scales: torch.Tensor
     zeros: torch.Tensor
+    rounding: Rounding
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         shape = (*input.shape[:-1], self.out_features)
         if input.numel() == 0:
             return input.new_empty(shape)
-        rows = input.reshape(-1, self.in_features)
-        rows = rows.float()
-        # The smallest number keeps rows of zeros from dividing by zero; the half rounds what the type cuts off.
-        scale = rows.abs().amax(-1, keepdim=True).mul_(1 / LARGEST).clamp_min_(torch.finfo(torch.float32).tiny)
-        integers = (rows / scale).add_(MIDDLE + 0.5).to(torch.uint8)
-        out = torch.ops.onednn.qlinear_pointwise(
+        integers, scales = self.rounding.to_integers(input.reshape(-1, self.in_features))
+        sums = torch.ops.onednn.qlinear_pointwise(
             integers,
             1.0,
             MIDDLE,
@@ -52,11 +46,7 @@ class Int8Linear(nn.Linear):
             [],
             "",
         )
-        out = out.mul_(scale)
-        if self.bias is not None:
-            out += self.bias
-        result: torch.Tensor = out.to(input.dtype).view(shape)
-        return result
+        return self.rounding.from_integers(sums, scales, self.bias, input.dtype).view(shape)
 
 
 def quantize(loaded: LoadedModel) -> int:
@@ -72,17 +62,20 @@ def quantize(loaded: LoadedModel) -> int:
     linears = [module for module in loaded.model.modules() if type(module) is nn.Linear]
     if not linears:
         raise ConfigError(f"quantization={INT8!r} finds no linear layers in {loaded.name!r}; leave it out")
+    native, plain = choose_rounding(), TorchRounding()
     for module in linears:
-        _quantize(module)
+        serves = native is not None and native.serves(module.in_features, module.out_features, module.weight.dtype)
+        _quantize(module, native if native is not None and serves else plain)
     return len(linears)
 
 
 @torch.no_grad()
-def _quantize(module: Any) -> None:
+def _quantize(module: Any, rounding: Rounding) -> None:
     weight = module.weight.detach().float()
-    scales = (weight.abs().amax(1) / LARGEST).clamp_min_(torch.finfo(torch.float32).tiny)
+    scales = (weight.abs().amax(1) / LARGEST).clamp_min_(SMALLEST)
     integers = (weight / scales[:, None]).round_().to(torch.int8)
     module.__class__ = Int8Linear
+    module.rounding = rounding
     module.weight = nn.Parameter(torch.ops.onednn.qlinear_prepack(integers, None), requires_grad=False)
     module.register_buffer("scales", scales, persistent=False)
     module.register_buffer("zeros", torch.zeros(len(scales), dtype=torch.int64), persistent=False)

@@ -47,7 +47,7 @@ def test_this_machine_is_usable(radix: Any) -> None:
     for name in ("torch", "transformers", "xgrammar", "llguidance", "openai", "langchain-core", "dspy"):
         assert f"  {name} " in out
     assert metadata.version("torch") in out
-    assert re.search(r"  attention +torch *\n", out)
+    assert re.search(r"  attention +(native|torch) *\n", out)
 
 
 def test_json(radix: Any) -> None:
@@ -198,6 +198,12 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Big GPU")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (80 * GIB, 80 * GIB))
+
+
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("radixbackend.engine.native.build.shutil.which", lambda name: None)
+    assert "CPU kernels need gcc" in problems()
+    assert found().uses["attention"] == "torch"
 
 
 def test_gpu_without_flashinfer(monkeypatch: pytest.MonkeyPatch, gpu: None, without: Any) -> None:

@@ -12,13 +12,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radixbackend.engine.attention.base import AttentionBackend, AttentionBatch, AttentionLayer
+from radixbackend.engine.attention.native import NativeAttention
 from radixbackend.engine.attention.torch_native import TorchAttention
 from radixbackend.engine.kv_store import KVShape, KVStore, bytes_per_slot
+from radixbackend.engine.native.build import find_compiler
 from radixbackend.engine.plan import Blocks
+from radixbackend.errors import MissingDependencyError
 
-BACKENDS = [TorchAttention]
+
+def native_attention() -> list[type[AttentionBackend]]:
+    """The kernel, where there is a compiler."""
+    try:
+        find_compiler()
+    except MissingDependencyError:
+        return []
+    return [NativeAttention]
+
+
+BACKENDS = [TorchAttention, *native_attention()]
 PLAIN = AttentionLayer(
-    index=0, storage=0, heads=4, kv_heads=2, key_dim=8, value_dim=8, dtype=torch.float32, scaling=0.3
+    index=0, storage=0, heads=4, kv_heads=2, key_dim=16, value_dim=16, dtype=torch.float32, scaling=0.3
 )
 LAYERS = {
     "plain": PLAIN,
@@ -30,7 +43,7 @@ LAYERS = {
     "sinks": replace(PLAIN, sinks=True),
     "window_sinks": replace(PLAIN, window=5, sinks=True),
     "chunk_softcap": replace(PLAIN, chunk=4, softcap=0.5),
-    "uneven": replace(PLAIN, kv_heads=4, value_dim=6),
+    "uneven": replace(PLAIN, kv_heads=4, value_dim=32),
 }
 
 
@@ -160,6 +173,7 @@ def test_a_layer_that_shares_keys_writes_nothing(backend: type[AttentionBackend]
     bench.step([(0, 0, 3)])
     stored = bench.store.keys[0].clone()
     bench.layer = replace(PLAIN, index=1, writes=False)
+    bench.backend.bind((PLAIN, bench.layer), bench.store)
     bench.keys[0] = bench.keys[0] + 1
     bench.step([(0, 0, 3)])
     assert torch.equal(bench.store.keys[0][[3, 1, 2]], stored[[3, 1, 2]])
@@ -167,12 +181,13 @@ def test_a_layer_that_shares_keys_writes_nothing(backend: type[AttentionBackend]
 
 @settings(max_examples=40)
 @given(st.data())
-def test_any_split_of_any_batch(data: st.DataObject) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_any_split_of_any_batch(backend: type[AttentionBackend], data: st.DataObject) -> None:
     layer = data.draw(st.sampled_from(list(LAYERS.values())))
     lengths = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=4))
     order = np.random.default_rng(data.draw(st.integers(0, 9))).permutation(64).tolist()
     ends = np.cumsum([0, *lengths])
-    bench = Bench(TorchAttention(), layer, [order[a:b] for a, b in itertools.pairwise(ends)])
+    bench = Bench(backend(), layer, [order[a:b] for a, b in itertools.pairwise(ends)])
     done = [0] * len(lengths)
     while any(d < n for d, n in zip(done, lengths, strict=True)):
         runs = []

@@ -39,7 +39,7 @@ class Picky(TorchAttention):
 def test_each_layer_goes_to_the_first_that_takes_it(caplog: pytest.LogCaptureFixture) -> None:
     picky = Picky()
     layers = tuple(replace(PLAIN, index=i, storage=i, window=(None, 4)[i % 2]) for i in range(4))
-    store = KVStore([KVShape(2, 8, 8, torch.float32)] * 4, 8, torch.device("cpu"))
+    store = KVStore([KVShape(2, 16, 16, torch.float32)] * 4, 8, torch.device("cpu"))
     kernel = FirstThatServes([picky, TorchAttention()])
     with caplog.at_level(logging.INFO):
         kernel.bind(layers, store)
@@ -51,7 +51,7 @@ def test_each_layer_goes_to_the_first_that_takes_it(caplog: pytest.LogCaptureFix
     batch = batch_of((0, 3))
     kernel.begin(batch)
     for layer in layers:
-        kernel.attend(layer, torch.randn(3, 4, 8), torch.randn(3, 2, 8), torch.randn(3, 2, 8), None)
+        kernel.attend(layer, torch.randn(3, 4, 16), torch.randn(3, 2, 16), torch.randn(3, 2, 16), None)
     kernel.end()
     assert picky.served == [0, 2]
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from radixbackend import Engine, SamplingParams
 from radixbackend.engine.fuse import fuse
+from radixbackend.engine.int8_rows import TorchRounding, choose_rounding
 from radixbackend.engine.model_loader import LoadedModel
 from radixbackend.engine.quantize import Int8Linear, quantize
 from radixbackend.errors import ConfigError
@@ -18,6 +19,15 @@ from tests import zoo
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.onednn, "qlinear_prepack"), reason="this torch has no oneDNN operators"
 )
+
+
+@pytest.fixture(params=["torch", "native"], autouse=True)
+def rounding(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything by torch's operators, and by the kernel."""
+    if request.param == "torch":
+        monkeypatch.setattr("radixbackend.engine.quantize.choose_rounding", lambda: None)
+    elif choose_rounding() is None:
+        pytest.skip("no gcc here")
 
 
 def linear(inputs: int = 64, outputs: int = 48, dtype: torch.dtype = torch.float32) -> tuple[nn.Linear, nn.Linear]:
@@ -65,6 +75,29 @@ def test_a_row_does_not_depend_on_the_others() -> None:
     out = eight(x)
     assert torch.equal(out[2:3], alone)
     assert out.isfinite().all(1).tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_the_kernel_rounds_as_torch_does(dtype: torch.dtype) -> None:
+    kernel = choose_rounding()
+    if kernel is None:
+        pytest.skip("no gcc here")
+    rows = (torch.randn(700, 96) * torch.logspace(-6, 6, 700)[:, None]).to(dtype)
+    rows[3] = 0.0
+    (integers, scales), (expected, expected_scales) = kernel.to_integers(rows), TorchRounding().to_integers(rows)
+    assert torch.equal(scales, expected_scales)
+    assert torch.equal(integers, expected)
+    sums = torch.randn(700, 96) * 1e4
+    for bias in (None, torch.randn(96), torch.randn(96).bfloat16()):
+        found = kernel.from_integers(sums, scales, bias, dtype)
+        torch.testing.assert_close(found, TorchRounding().from_integers(sums.clone(), scales, bias, dtype))
+
+
+def test_sizes_that_the_kernel_does_not_take() -> None:
+    plain, eight = linear(inputs=40, outputs=36)
+    x = torch.randn(3, 40)
+    error = (eight(x) - plain(x)).norm() / plain(x).norm()
+    assert 1e-4 < error < 2e-2
 
 
 def test_nothing_in_nothing_out() -> None:

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from radixbackend.engine.attention.base import AttentionBatch, AttentionLayer
+from radixbackend.builtin_plugin import radix_make_attention
+from radixbackend.engine.attention.base import AttentionBackend, AttentionBatch, AttentionLayer
 from radixbackend.engine.attention.torch_native import TorchAttention
 from radixbackend.engine.model_loader import LoadedModel
 from radixbackend.engine.model_runner import ModelRunner
@@ -51,9 +52,16 @@ def test_the_zoo_is_large() -> None:
     assert len(zoo.PACKED) >= 70
 
 
+def usual() -> AttentionBackend:
+    """What an engine takes on a CPU if nobody asks for anything else."""
+    kernel = radix_make_attention("auto", "cpu")
+    assert kernel is not None
+    return kernel
+
+
 @pytest.mark.parametrize("name", zoo.PACKED)
 def test_packed(name: str) -> None:
-    runner = choose_runner(LoadedModel.of(zoo.build(name)), TorchAttention())
+    runner = choose_runner(LoadedModel.of(zoo.build(name)), usual())
     assert isinstance(runner, ModelRunner)
     runner.close()
 

@@ -27,6 +27,7 @@ class FirstThatServes:
         self.name = self._used[0].name
         self._by_layer: dict[int, AttentionBackend] = {}
         self.captures = False
+        self.head_major = all(getattr(kernel, "head_major", False) for kernel in kernels)
 
     def refuses(self, layer: AttentionLayer) -> str | None:
         reasons = [(kernel.name, kernel.refuses(layer)) for kernel in self._kernels]

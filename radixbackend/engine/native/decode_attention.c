@@ -1,0 +1,206 @@
+/* Decode attention over a paged pool; its Python face is attention/native.py.
+ *
+ * A row is one query token of a sequence: it sees the keys in slots[first..length). They are taken in runs of RUN; each
+ * run gives a partial softmax, and a row's runs are merged in order (flash decoding with splits of a fixed length). So
+ * what a row gets depends on its own keys alone: not on who shares its batch, nor on the number of threads. Runs of one
+ * key head are worked off row after row, so that a prefix which rows share comes from memory once and from the core's
+ * own cache after. All sums are in float32.
+ */
+
+#include "attention.h"
+
+#define RUN 256
+#define TILE LANES /* keys whose scores are summed across lanes together */
+
+typedef struct {
+    int32_t rows;
+    int32_t runs; /* of all rows together */
+    const int64_t *slots; /* [rows] addresses of int32 slots by position */
+    const int32_t *first, *length; /* [rows] positions */
+    const int32_t *packed; /* [rows] where a row's query, new key and output lie in the packed tensors */
+    const int32_t *base; /* [rows] index of the row's first run */
+    const int32_t *order_row, *order_run; /* [runs] the order of work: the first run of every row, the second, ... */
+    float *partial; /* [kv_heads, runs, group, value_dim + LANES] */
+} Batch;
+
+/* A partial softmax: the weighted sum of values, then in one more vector the greatest score and the sum of weights. */
+static inline int record(const Layer *layer) { return layer->value_dim + LANES; }
+
+static inline float *partial(const Layer *layer, const Batch *batch, int head, int row, int run) {
+    return batch->partial + ((int64_t)head * batch->runs + batch->base[row] + run) * layer->group * record(layer);
+}
+
+/* The scores of sixteen keys under one or two query heads. Products are summed across lanes pairwise, the keys in an
+ * order in which few of them are under way at once, so that all stay in registers. */
+typedef struct {
+    vec of[2];
+} Pair;
+
+typedef struct {
+    const float *queries; /* [heads, dim] */
+    const void *keys;
+    const int64_t *at; /* [TILE] */
+    int dim, heads, type;
+} Tile;
+
+INLINE Pair score1(const Tile *tile, int key) {
+    Pair out = {{{0}, {0}}};
+    for (int d = 0; d < tile->dim; d += LANES) {
+        vec k = widened(tile->keys, tile->at[key] + d, tile->type);
+        out.of[0] += k * load(tile->queries + d);
+        if (tile->heads > 1) out.of[1] += k * load(tile->queries + tile->dim + d);
+    }
+    return out;
+}
+
+#define FOLD(name, half, step, ...)                                                            \
+    INLINE Pair name(const Tile *tile, int key) {                                              \
+        Pair a = half(tile, key), b = half(tile, key + step), out = a;                         \
+        out.of[0] = FOLDED(a.of[0], b.of[0], __VA_ARGS__);                                     \
+        if (tile->heads > 1) out.of[1] = FOLDED(a.of[1], b.of[1], __VA_ARGS__);                \
+        return out;                                                                            \
+    }
+#define FOLDED(a, b, ...) FOLDED_(a, b, __VA_ARGS__)
+#define FOLDED_(a, b, i0, i1, i2, i3, i4, i5, i6, i7, i8, i9, i10, i11, i12, i13, i14, i15, w)                    \
+    (PICK(a, b, i0, i1, i2, i3, i4, i5, i6, i7, i8, i9, i10, i11, i12, i13, i14, i15) +                           \
+     PICK(a, b, i0 + w, i1 + w, i2 + w, i3 + w, i4 + w, i5 + w, i6 + w, i7 + w, i8 + w, i9 + w, i10 + w, i11 + w, \
+          i12 + w, i13 + w, i14 + w, i15 + w))
+
+FOLD(score2, score1, 8, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23, 8)
+FOLD(score4, score2, 4, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27, 4)
+FOLD(score8, score4, 2, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29, 2)
+FOLD(score16, score8, 1, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30, 1)
+
+/* Scores become weights, relative to the greatest; what fills up the last tile weighs nothing. */
+static inline void weigh(float *line, int count, float softcap, float *best, float *total) {
+    int whole = (count + TILE - 1) / TILE * TILE;
+    if (softcap > 0)
+        for (int j = 0; j < count; j++) line[j] = softcap * tanhf(line[j] / softcap);
+    for (int j = count; j < whole; j++) line[j] = -INFINITY;
+    vec most = spread(-INFINITY), sum = {0};
+    for (int j = 0; j < whole; j += LANES) most = greater(load(line + j), most);
+    *best = greatest_of(most);
+    for (int j = 0; j < whole; j += LANES) {
+        vec weight = exp_of(load(line + j) - spread(*best));
+        put(line + j, weight);
+        sum += weight;
+    }
+    *total = sum_of(sum);
+}
+
+/* The weighted sum of `count` values, `width` vectors of each, under one or two query heads. */
+INLINE void mix(float *out, int size, const float *weights, const void *values, const int64_t *at, int count, int heads,
+                int width, int type) {
+    vec sum[2][4] = {{{0}}};
+    for (int k = 0; k < count; k++)
+        for (int d = 0; d < width; d++) {
+            vec value = widened(values, at[k] + d * LANES, type);
+            for (int g = 0; g < heads; g++) sum[g][d] += weights[g * RUN + k] * value;
+        }
+    for (int g = 0; g < heads; g++)
+        for (int d = 0; d < width; d++) put(out + g * size + d * LANES, sum[g][d]);
+}
+
+/* One run of one row under one or two query heads of a key head; `heads` and `type` are constants where it is called. */
+INLINE void attend_heads(const Layer *layer, const Packed *query, int64_t query_at, const int64_t *keys,
+                         const int64_t *values, int count, float *out, int heads, int type) {
+    int size = record(layer), dim = layer->key_dim;
+    float queries[2 * dim] __attribute__((aligned(64)));
+    float scores[2 * RUN] __attribute__((aligned(64)));
+    for (int g = 0; g < heads; g++)
+        for (int d = 0; d < dim; d += LANES)
+            put(queries + g * dim + d, widened(query->at, query_at + g * query->head + d, type) * layer->scaling);
+    for (int j = 0; j < count; j += TILE) {
+        Tile tile = {queries, layer->keys, keys + j, dim, heads, type};
+        Pair pair = score16(&tile, 0);
+        for (int g = 0; g < heads; g++) put(scores + g * RUN + j, pair.of[g]);
+    }
+    for (int g = 0; g < heads; g++) {
+        float *end = out + g * size + layer->value_dim;
+        weigh(scores + g * RUN, count, layer->softcap, end, end + 1);
+    }
+    for (int d = 0; d < layer->value_dim;) {
+        const char *from = (const char *)layer->values + (int64_t)d * (type == BFLOAT16 ? 2 : 4);
+        if (layer->value_dim - d >= 4 * LANES) {
+            mix(out + d, size, scores, from, values, count, heads, 4, type);
+            d += 4 * LANES;
+        } else {
+            mix(out + d, size, scores, from, values, count, heads, 1, type);
+            d += LANES;
+        }
+    }
+}
+
+static void attend(const Layer *layer, const Batch *batch, const Packed *query, int head, int row, int run) {
+    int start = batch->first[row] + run * RUN;
+    int count = batch->length[row] - start < RUN ? batch->length[row] - start : RUN;
+    const int32_t *slots = (const int32_t *)(intptr_t)batch->slots[row] + start;
+    int64_t keys[RUN], values[RUN];
+    for (int j = 0; j < count; j++) {
+        keys[j] = head * layer->key_head + slots[j] * layer->key_slot;
+        values[j] = head * layer->value_head + slots[j] * layer->value_slot;
+    }
+    for (int j = count; j < RUN && j % TILE; j++) keys[j] = keys[count - 1];
+    float *out = partial(layer, batch, head, row, run);
+    for (int g = 0; g < layer->group;) {
+        int64_t at = batch->packed[row] * query->row + (head * layer->group + g) * query->head;
+        float *to = out + g * record(layer);
+        int heads = layer->group - g > 1 ? 2 : 1;
+        if (layer->type == BFLOAT16) {
+            if (heads == 2) attend_heads(layer, query, at, keys, values, count, to, 2, BFLOAT16);
+            else attend_heads(layer, query, at, keys, values, count, to, 1, BFLOAT16);
+        } else {
+            if (heads == 2) attend_heads(layer, query, at, keys, values, count, to, 2, FLOAT32);
+            else attend_heads(layer, query, at, keys, values, count, to, 1, FLOAT32);
+        }
+        g += heads;
+    }
+}
+
+/* A row's runs under one key head become its output; a sink is one more score, without a value. */
+static void merge(const Layer *layer, const Batch *batch, const float *sinks, void *out, int head, int row) {
+    int group = layer->group, size = record(layer), value_dim = layer->value_dim;
+    int runs = (batch->length[row] - batch->first[row] + RUN - 1) / RUN;
+    const float *parts = partial(layer, batch, head, row, 0);
+    for (int g = 0; g < group; g++) {
+        int query_head = head * group + g;
+        float best = sinks ? sinks[query_head] : -INFINITY, sum[value_dim];
+        for (int p = 0; p < runs; p++) {
+            float most = parts[(p * group + g) * size + value_dim];
+            best = most > best || most != most ? most : best;
+        }
+        float total = sinks ? expf(sinks[query_head] - best) : 0;
+        memset(sum, 0, sizeof sum);
+        for (int p = 0; p < runs; p++) {
+            const float *part = parts + (p * group + g) * size;
+            float share = expf(part[value_dim] - best);
+            total += share * part[value_dim + 1];
+            for (int d = 0; d < value_dim; d++) sum[d] += share * part[d];
+        }
+        int64_t at = ((int64_t)batch->packed[row] * layer->kv_heads * group + query_head) * value_dim;
+        for (int d = 0; d < value_dim; d += LANES) put_as(out, at + d, load(sum + d) / spread(total), layer->type);
+    }
+}
+
+/* Each row's new key and value go into its last slot, where `key` is given; then all rows attend.
+ * `out` is [packed rows, heads, value_dim], `sinks` [heads] or null. */
+void radix_decode(const Layer *layer, const Batch *batch, const Packed *query, const Packed *key, const Packed *value,
+                  const float *sinks, void *out) {
+    for (int r = 0; key && r < batch->rows; r++) {
+        int64_t slot = ((const int32_t *)(intptr_t)batch->slots[r])[batch->length[r] - 1];
+        store(layer->keys, layer->key_head, slot * layer->key_slot, key, batch->packed[r], layer->kv_heads,
+              layer->key_dim, layer->type);
+        store(layer->values, layer->value_head, slot * layer->value_slot, value, batch->packed[r], layer->kv_heads,
+              layer->value_dim, layer->type);
+    }
+    int all = layer->kv_heads * batch->runs;
+#pragma omp parallel if (all > 1)
+    {
+#pragma omp for schedule(dynamic, 1)
+        for (int t = 0; t < all; t++)
+            attend(layer, batch, query, t / batch->runs, batch->order_row[t % batch->runs], batch->order_run[t % batch->runs]);
+#pragma omp for schedule(static)
+        for (int t = 0; t < layer->kv_heads * batch->rows; t++)
+            merge(layer, batch, sinks, out, t / batch->rows, t % batch->rows);
+    }
+}

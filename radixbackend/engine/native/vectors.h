@@ -1,0 +1,97 @@
+/* Sixteen floats at a time, in whatever registers the processor has; and the types that tensors come in. */
+
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define LANES 16
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vec __attribute__((vector_size(LANES * 4)));
+typedef uint32_t words __attribute__((vector_size(LANES * 4)));
+typedef int32_t ints __attribute__((vector_size(LANES * 4)));
+typedef uint16_t halves __attribute__((vector_size(LANES * 2)));
+
+#if __GNUC__ >= 12
+#define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define PICK(a, b, ...) __builtin_shuffle(a, b, (ints){__VA_ARGS__})
+#endif
+
+enum { FLOAT32 = 0, BFLOAT16 = 1 };
+
+static inline vec spread(float x) { return x - (vec){0}; }
+
+static inline ints spread_bits(int32_t x) { return x - (ints){0}; }
+
+static inline vec either(vec yes, vec no, ints which) { return (vec)(((ints)yes & which) | ((ints)no & ~which)); }
+
+static inline vec load(const float *from) {
+    vec out;
+    memcpy(&out, from, sizeof out);
+    return out;
+}
+
+static inline void put(float *to, vec x) { memcpy(to, &x, sizeof x); }
+
+/* Sixteen items from index `at` on. */
+static inline vec widened(const void *from, int64_t at, int type) {
+    if (type == FLOAT32) return load((const float *)from + at);
+    halves narrow;
+    memcpy(&narrow, (const uint16_t *)from + at, sizeof narrow);
+    words wide = __builtin_convertvector(narrow, words) << 16;
+    return (vec)wide;
+}
+
+/* Sixteen items to index `at` on, rounded to even. */
+static inline void put_as(void *to, int64_t at, vec x, int type) {
+    if (type == FLOAT32) {
+        put((float *)to + at, x);
+        return;
+    }
+    words bits = (words)x;
+    words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    words number = (words)(x == x);
+    halves out = __builtin_convertvector((rounded & number) | (0x7fc0 & ~number), halves);
+    memcpy((uint16_t *)to + at, &out, sizeof out);
+}
+
+/* e^x for x <= 0, to about one unit in the last place; 0 below -87 (the polynomial is that of Cephes' expf). */
+static inline vec exp_of(vec x) {
+    ints tiny = x < spread(-87.0f);
+    x = either(spread(-87.0f), x, tiny);
+    ints whole = __builtin_convertvector(x * spread(1.44269504088896341f) - spread(0.5f), ints); /* cut towards zero */
+    vec n = __builtin_convertvector(whole, vec);
+    x = x - n * spread(0.693359375f) - n * spread(-2.12194440e-4f);
+    vec y = spread(1.9875691500e-4f);
+    y = y * x + spread(1.3981999507e-3f);
+    y = y * x + spread(8.3334519073e-3f);
+    y = y * x + spread(4.1665795894e-2f);
+    y = y * x + spread(1.6666665459e-1f);
+    y = y * x + spread(5.0000001201e-1f);
+    y = y * x * x + x + spread(1.0f);
+    return (vec)((ints)(y * (vec)((whole + 127) << 23)) & ~tiny);
+}
+
+/* The greater of each lane; what is not a number wins. */
+static inline vec greater(vec a, vec b) { return either(a, b, (a > b) | (a != a)); }
+
+#define ACROSS(combine, x)                                                             \
+    x = combine(x, PICK(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));  \
+    x = combine(x, PICK(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));  \
+    x = combine(x, PICK(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));  \
+    x = combine(x, PICK(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14))
+
+static inline float greatest_of(vec x) {
+    ACROSS(greater, x);
+    return x[0];
+}
+
+static inline vec plus(vec a, vec b) { return a + b; }
+
+static inline float sum_of(vec x) {
+    ACROSS(plus, x);
+    return x[0];
+}
