@@ -20,14 +20,14 @@ TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 MAX_TOKENS = 2048
 
 TASKS: dict[Callable[[Source], Dialog], float] = {
-    extraction.make: 0.23,
+    extraction.make: 0.25,
     extraction.make_list: 0.03,
-    tools.make: 0.24,
-    classification.make: 0.15,
-    lookup.make: 0.17,
-    facts.make: 0.07,
+    tools.make: 0.22,
+    classification.make: 0.11,
+    lookup.make: 0.23,
+    facts.make: 0.06,
     facts.chat: 0.03,
-    dspy_formats.make: 0.05,
+    dspy_formats.make: 0.06,
     dspy_formats.react: 0.01,
 }
 """How large a share of the conversations each has."""

@@ -29,12 +29,12 @@ from torch import Tensor
 from tools.radix_tiny.corpus import Example, draw, encode, render
 from tools.radix_tiny.export import export
 from tools.radix_tiny.model import Shape, TinyLlama
-from tools.radix_tiny.tokens import train_tokenizer
+from tools.radix_tiny.tokens import train_tokenizer, twins
 from tools.radix_tiny.words import Source
 
 ROUND = 32
 """Lengths are padded to a multiple of this."""
-MICRO_TOKENS = {"cpu": 2560, "cuda": 65_536}
+MICRO_TOKENS = {"cpu": 1536, "cuda": 65_536}
 """Of a batch that goes through the model at once."""
 WARM_UP_STEPS = 40
 DECAY_FROM = 0.3
@@ -164,6 +164,8 @@ class Trainer:
         self.tokenizer = _tokenizer(self.folder / "tokenizer.json")
         if options.start:
             self.model.load_state_dict(load_file(Path(options.start) / "model.safetensors"))
+        else:
+            self.model.liken(twins(self.tokenizer))
         self.model.to(self.device)
         body = self.model.model
         self.matrices = [p for p in body.layers.parameters() if p.ndim == 2]
