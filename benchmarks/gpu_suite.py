@@ -488,21 +488,42 @@ def forwards(suite: Suite) -> None:
 
 def graphs(suite: Suite) -> None:
     """What CUDA graphs do for the engine's decodes, and whether it gives the same tokens with and without them."""
-    shape = suite.shape
-    for batch in shape.batches:
-        tokens = batch * (shape.context + shape.steps + 8)
-        asked = prompts(batch, shape.context, shape.vocab)
-        rates, answers = {}, {}
-        for on in (False, True):
-            options = {"kv_cache_tokens": tokens, "max_running": batch, "cuda_graphs": on}
-            with engine(suite.large, **options) as (made, plugin):
-                answers[on] = [result.token_ids for result in made.generate(asked, greedy(shape.steps))]
-                rates[on] = decode_rate(plugin.steps, batch)[0]
-        same = sum(a == b for a, b in zip(answers[True], answers[False], strict=True))
+    for batch in suite.shape.batches:
+        rates, same = switched(suite, "cuda_graphs", batch, greedy(suite.shape.steps))
         if suite.cuda:  # elsewhere they are the same
             suite.note(f"decode without graphs, batch {batch}", round(rates[False]))
             suite.note(f"graphs on / off, batch {batch}", round(rates[True] / rates[False], 2))
-        suite.note(f"same tokens with and without graphs, batch {batch}", round(same / batch, 3))
+        suite.note(f"same tokens with and without graphs, batch {batch}", same)
+
+
+def overlap(suite: Suite) -> None:
+    """What launching a step while another computes does for decodes, and whether the tokens are the same."""
+    sampled = SamplingParams(max_tokens=suite.shape.steps, top_p=0.9, seed=1, ignore_eos=True)
+    for batch in suite.shape.batches:
+        for label, params in (("greedy", greedy(suite.shape.steps)), ("sampled", sampled)):
+            rates, same = switched(suite, "overlap", batch, params)
+            if suite.cuda:
+                suite.note(f"decode without overlap, {label}, batch {batch}", round(rates[False]))
+                suite.note(f"overlap on / off, {label}, batch {batch}", round(rates[True] / rates[False], 2))
+            suite.note(f"same tokens with and without overlap, {label}, batch {batch}", same)
+
+
+def switched(suite: Suite, option: str, batch: int, params: SamplingParams) -> tuple[dict[bool, float], float]:
+    """Tokens per second with an option of the engine off and on, and the share of answers that are the same."""
+    shape = suite.shape
+    tokens = batch * (shape.context + shape.steps + 8)
+    asked = prompts(batch, shape.context, shape.vocab)
+    rates, answers = {}, {}
+    for on in (False, True):
+        options: dict[str, Any] = {"kv_cache_tokens": tokens, "max_running": batch, option: on}
+        with engine(suite.large, **options) as (made, plugin):
+            answers[on] = [result.token_ids for result in made.generate(asked, params)]
+            rates[on] = decode_rate(plugin.steps, batch)[0]
+            if on:
+                ahead = sum(record.ahead for _, record in plugin.steps)
+                suite.note(f"steps launched ahead, {option} on, batch {batch}", f"{ahead}/{len(plugin.steps)}")
+    same = sum(a == b for a, b in zip(answers[True], answers[False], strict=True))
+    return rates, round(same / batch, 3)
 
 
 def decode_plan(batch: int, context: int) -> StepPlan:
@@ -643,6 +664,7 @@ SECTIONS: tuple[Callable[[Suite], None], ...] = (
     cold_warm,
     deterministic,
     graphs,
+    overlap,
     workloads,
     constrained,
     transformers_batching,

@@ -30,8 +30,9 @@ class EngineConfig:
         revision: branch, tag or commit of a hub id.
         dtype: of weights and KV cache; auto takes the checkpoint's (float32 instead of float16 on a CPU).
         device: auto takes CUDA where there is one, else the CPU.
-        attention: name asked of the hook `radix_make_attention`; built in are torch, triton, triton-deterministic and
-            flashinfer; auto takes the fastest that the device and what is installed allow.
+        attention: name asked of the hook `radix_make_attention`; built in are torch, native (decodes on a CPU
+            by a C kernel, which gcc compiles at first use), triton, triton-deterministic and flashinfer; auto takes the
+            fastest that the device and what is installed allow.
         grammar: name asked of the hook `radix_make_grammar` first.
         kv_cache_tokens: size of the KV pool; None sizes it from ``memory_fraction``.
         memory_fraction: share that the KV pool may take of the memory that is free after loading and, on a GPU, after
@@ -46,6 +47,9 @@ class EngineConfig:
         jump_forward: propose what a grammar forces as drafts; the output is the same either way.
         cuda_graphs: replay decodes as CUDA graphs where attention and model allow it: less work for the CPU in each
             step, some seconds and some memory at load. Does nothing without a GPU.
+        overlap: schedule and launch the next step while the device computes one, with tokens that only the device knows
+            yet; the output is the same either way. None: on CUDA, where it pays. Sequences with a grammar, penalties,
+            log-probabilities or images have each step wait for the one before.
         deterministic: the same bits whatever else is in the batch, in the cache, or computed before; slower. Takes an
             NVIDIA GPU and a dense model on the paged path, text only; anything else is refused.
         fused_layers: compute decoder layers in fewer, larger operators where that gives the same numbers; False leaves
@@ -78,6 +82,7 @@ class EngineConfig:
     eviction: str = "lru"
     jump_forward: bool = True
     cuda_graphs: bool = True
+    overlap: bool | None = None
     deterministic: bool = False
     fused_layers: bool = True
     quantization: str | None = None
@@ -128,6 +133,10 @@ class EngineConfig:
         if self.memory_fraction is not None:
             return self.memory_fraction
         return 0.9 if device == "cuda" else 0.5  # other memory is everybody's
+
+    def overlaps(self, device: str) -> bool:
+        """``overlap``, or its default on this type of device."""
+        return device == "cuda" if self.overlap is None else self.overlap
 
     @classmethod
     def make(cls, model: str | os.PathLike[str], options: dict[str, Any]) -> EngineConfig:

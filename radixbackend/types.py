@@ -408,7 +408,12 @@ class EngineStats:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One engine step, for `radix_step_finished`. Times are seconds on the monotonic clock."""
+    """One engine step, for `radix_step_finished`. Times are seconds on the monotonic clock.
+
+    With ``overlap`` steps are scheduled and committed while a neighbour executes. ``execute_seconds`` end when the
+    result was there and begin with the launch or with the result of the step before, whichever came later.
+    ``ahead`` says whether it was launched while the step before was in flight.
+    """
 
     step: int
     started: float
@@ -420,6 +425,7 @@ class StepRecord:
     decode_tokens: int
     draft_tokens: int
     stats: EngineStats
+    ahead: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,11 +33,20 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # the scheduler
     "engine.request": ("engine.grammar.base", "engine.plan", "engine.prefix_cache"),
     "engine.waiting": ("engine.request",),
-    "engine.scheduler": ("engine.plan", "engine.prefix_cache", "engine.request", "engine.waiting"),
+    "engine.flights": ("engine.plan", "engine.prefix_cache"),
+    "engine.scheduler": (
+        "engine.flights",
+        "engine.plan",
+        "engine.prefix_cache",
+        "engine.request",
+        "engine.waiting",
+    ),
     # the executor
     "engine.kv_store": (),
-    "engine.attention": ("engine.kv_store", "engine.plan"),
+    "engine.native": (),
+    "engine.attention": ("engine.kv_store", "engine.native", "engine.plan"),
     "engine.runner": ("engine.plan",),
+    "engine.transfer": ("engine.plan",),
     "engine.rope": (),
     "engine.processor": (),
     "engine.model_loader": ("engine.processor", "engine.rope"),
@@ -50,13 +59,16 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "engine.plan",
         "engine.probe",
         "engine.runner",
+        "engine.transfer",
         "engine.vision",
     ),
     "engine.vision": ("engine.model_loader", "engine.plan"),
-    "engine.cuda_graphs": ("engine.attention.base", "engine.plan"),
-    "engine.fuse": ("engine.model_loader", "engine.probe"),
+    "engine.cuda_graphs": ("engine.attention.base", "engine.plan", "engine.transfer"),
+    "engine.elementwise": ("engine.native",),
+    "engine.fuse": ("engine.elementwise", "engine.model_loader", "engine.probe"),
     "engine.prepack": ("engine.model_loader", "engine.probe"),
-    "engine.quantize": ("config", "engine.model_loader"),
+    "engine.int8_rows": ("engine.native",),
+    "engine.quantize": ("config", "engine.int8_rows", "engine.model_loader"),
     "engine.sequential_runner": ("engine.model_loader", "engine.plan", "engine.probe", "engine.runner"),
     "engine.self_check": (
         "engine.attention.base",
@@ -78,7 +90,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "engine.self_check",
     ),
     "engine.grammar": ("token_bytes",),
-    "engine.sampler": ("engine.grammar.base", "engine.plan", "engine.runner"),
+    "engine.sampler": ("engine.grammar.base", "engine.plan", "engine.runner", "engine.transfer"),
     "engine.embedder": ("engine.model_loader", "engine.probe"),
     "engine.executor": ("engine.plan", "engine.runner", "engine.sampler"),
     "engine.memory": ("config", "engine.model_loader", "engine.plan", "engine.runner"),
@@ -133,7 +145,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 }
 """Module or package → what it may import at run time; a package stands for all of its files, "" for public names."""
 
-NO_TORCH = ("engine.request", "engine.scheduler", "engine.waiting", "engine.prefix_cache", "plugins", "metrics", "cli")
+NO_TORCH = ("engine.request", "engine.flights", "engine.scheduler", "engine.waiting", "engine.prefix_cache", "plugins", "metrics", "cli")
 
 
 def modules() -> list[str]:

@@ -289,9 +289,61 @@ def test_tokens_without_text_and_garbage_keep_the_window_short():
             decoder = IncrementalDecoder(tokenizer, [vocabulary["a"]])
             text = decoder.feed([token] * 200)
             tokenizer.longest = 0
-            text += decoder.feed([token] * 100)
+            text += "".join(decoder.feed([token]) for _ in range(100))
             assert tokenizer.longest < 40
             assert text + decoder.finish() == after(tokenizer, [vocabulary["a"]], [token] * 300)
+
+
+class Counted(Tokenizer):
+    """Counts how often the library decodes."""
+
+    decoded = 0
+
+    def join(self, visible: list[int]) -> str:
+        self.decoded += 1
+        return super().join(visible)
+
+
+@every_tokenizer
+def test_a_token_that_is_always_spelled_alike_is_decoded_once(name):
+    tokenizer = Counted(make(name).inner)
+    tokens = tokenizer.encode("the quick fox, the quick fox", add_special_tokens=False)
+    texts = []
+    for _ in range(2):
+        decoder = IncrementalDecoder(tokenizer, tokens[:4])
+        tokenizer.decoded = 0
+        texts.append("".join(decoder.feed([token]) for token in tokens))
+    assert (tokenizer.decoded == 0) == (name in ("byte_level", "byte_fallback"))
+    assert texts[0] == texts[1] == after(tokenizer, tokens[:4], tokens)
+
+
+@pytest.mark.parametrize(
+    ("steps", "local"),
+    [
+        ([decoders.ByteLevel()], True),
+        ([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()], True),
+        ([decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)], True),
+        ([decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 0, 1)], False),
+        ([decoders.ByteFallback(), decoders.Fuse(), decoders.Replace("ab", "c")], False),
+        ([decoders.ByteLevel(), decoders.Replace("ab", "c")], False),
+        ([decoders.Metaspace()], False),
+        ([decoders.CTC()], False),
+    ],
+)
+def test_which_decoders_spell_tokens_one_by_one(steps, local):
+    library = Library(models.WordLevel({"word": 0, "other": 1}, unk_token="word"))
+    library.decoder = steps[0] if len(steps) == 1 else decoders.Sequence(steps)
+    assert (_wrap(library).spelling(1) is not None) == local
+
+
+def test_a_whole_answer_is_decoded_in_one_call_if_no_character_is_broken():
+    tokenizer = Counted(make("wordpiece").inner)
+    tokens = tokenizer.encode("the quick brown fox jumps over the lazy dog")
+    stream = TextStream(tokenizer, prompt_tail=tokens[:2])
+    tokenizer.decoded = 0
+    text = stream.feed(tokens).text + stream.finish()
+    assert tokenizer.decoded < 5
+    assert text == after(tokenizer, tokens[:2], tokens)
 
 
 def test_special_tokens_are_left_out_or_shown():

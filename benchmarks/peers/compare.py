@@ -8,8 +8,9 @@ Random bf16 weights of a known shape, the same token ids for everyone, greedy, e
 a process of its own, one after the other; of the repeats the median counts and the spread is shown. ``--all`` measures
 every engine that is installed; without it and without ``--peers`` it is ours and transformers, which are there already.
 ``same`` says how many answers are those of our engine, token for token (bf16 sums differ from kernel to kernel, and
-random weights make close calls common, so it need not be all). Everything is kept as JSON in ``benchmarks/results``,
-a file for each run. To try things out, ``--scale 0.05 --requests 2 --repeat 1`` takes seconds.
+random weights make close calls common, so it need not be all). Each engine is used as its async users have it: vLLM
+runs in a process beside its caller's, the others in their caller's own. Everything is kept as JSON in
+``benchmarks/results``, a file for each run. To try things out, ``--scale 0.05 --requests 2 --repeat 1`` takes seconds.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@
 Rules. Standard library alone: this runs in the engine's own virtual environment. An engine is a module of
 `benchmarks.peers` named ``peer_<name>`` with a function ``start(checkpoint) -> Peer`` and the names of the packages
 that it consists of, ``PACKAGES``. All are measured in the same way: a request's clock starts when its caller asks,
-before any engine hears of it, and its first token is there when the caller has it.
+before any engine hears of it, and its first token is there when the caller has it. Answers are token ids; memory is
+that of all processes that the engine started.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import resource
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import import_module, metadata
 from pathlib import Path
@@ -107,9 +109,32 @@ async def run(peer: Peer, workload: Workload) -> Measured:
         firsts,
         None if before is None or after is None else after - before,
         workload.ideal_prefill,
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        peak_memory(),
         answers,
     )
+
+
+def peak_memory() -> float:
+    """MiB that this process had at most, and those that it started and that still run: the sum of their peaks."""
+    if not Path("/proc/self/status").exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return sum(map(_peak, _family("self")))
+
+
+def _family(process: str) -> Iterator[str]:
+    yield process
+    for children in Path(f"/proc/{process}/task").glob("*/children"):
+        for child in children.read_text().split():
+            yield from _family(child)
+
+
+def _peak(process: str) -> float:
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:  # it has just ended
+        return 0.0
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) / 1024 if found else 0.0
 
 
 async def measure(peer_name: str, checkpoint: Path, rounds: list[list[Workload]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""radixbackend itself."""
+"""radixbackend itself, by its stream of events: in this process, and with the text that nobody reads here."""
 
 from __future__ import annotations
 

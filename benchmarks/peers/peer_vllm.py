@@ -1,4 +1,8 @@
-"""vLLM's V1 engine in this process (its CPU build), with automatic prefix caching."""
+"""vLLM's V1 engine (its CPU build), with automatic prefix caching, as its async users have it.
+
+Its core runs in a process of its own, so that reading answers takes no interpreter's lock from it. No text is asked
+for: the other peers make none.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ class Vllm:
             temperature=0,
             max_tokens=ask.output,
             ignore_eos=ask.schema is None,
-            detokenize=True,
+            detokenize=False,
             output_kind=RequestOutputKind.DELTA,
             structured_outputs=StructuredOutputsParams(json=ask.schema) if ask.schema else None,
         )

@@ -208,7 +208,7 @@ def _profile(model: str, shapes: Sequence[Shape], options: dict[str, Any]) -> tu
 
     watch = StepProfile()
     # A replayed graph is one call: nothing in it could be timed.
-    with get_backend(model, plugins=[watch], **{**options, "cuda_graphs": False}) as backend:
+    with get_backend(model, plugins=[watch], **{**options, "cuda_graphs": False, "overlap": False}) as backend:
         _warm_up(backend, shapes[0])
         profiles = [_measure(backend, watch, shape) for shape in shapes]
     return _profile_table(model, profiles), "\n".join(map(_cost, profiles))

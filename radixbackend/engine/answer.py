@@ -7,7 +7,7 @@ success.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable
 
 from radixbackend.engine.intake import Intake
 from radixbackend.engine.request import Update
@@ -41,69 +41,72 @@ class Reader:
             self._whole[event.index] += text
             if event.finish_reason == "stop" and event.complete:
                 self._validate(self._whole[event.index])
-        return replace(event, text=text, stop_reason=event.stop_reason if stop is None else stop)
+        return TokenEvent(
+            event.index,
+            event.token_ids,
+            text,
+            event.logprobs,
+            event.finish_reason,
+            event.stop_reason if stop is None else stop,
+            event.complete,
+            event.usage,
+            event.prompt_logprobs,
+        )
 
 
-class Collector:
-    """Gathers a request's updates into its result; text is made once, at the end."""
+def result(intake: Intake, updates: Iterable[Update]) -> GenerationResult:
+    """All of a request's updates as one; text is made here, once.
 
-    def __init__(self, intake: Intake) -> None:
-        self._intake = intake
-        n = intake.request.params.n
-        self._tokens: list[list[int]] = [[] for _ in range(n)]
-        self._logprobs: list[list[TokenLogprob]] = [[] for _ in range(n)]
-        self._last: list[TokenEvent | None] = [None] * n
-        self._prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
-        self.done = False
-
-    def take(self, update: Update) -> None:
-        """Raises the error that ended the request."""
-        self.done = update.last
+    Raises the error that ended the request, or `OutputValidationError` if a choice that closed breaks its constraint.
+    """
+    n = intake.request.params.n
+    tokens: list[list[int]] = [[] for _ in range(n)]
+    logprobs: list[list[TokenLogprob]] = [[] for _ in range(n)]
+    ends: list[TokenEvent | None] = [None] * n
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    for update in updates:
         if update.error is not None:
             raise update.error
         event = update.event
         assert event is not None
-        self._tokens[event.index].extend(event.token_ids)
-        self._logprobs[event.index].extend(event.logprobs)
+        tokens[event.index] += event.token_ids
+        logprobs[event.index] += event.logprobs
         if event.prompt_logprobs is not None:
-            self._prompt_logprobs = event.prompt_logprobs
+            prompt_logprobs = event.prompt_logprobs
         if event.finish_reason is not None:
-            self._last[event.index] = event
+            ends[event.index] = event
+    last = [end for end in ends if end is not None]
+    usages = [end.usage for end in last if end.usage is not None]
+    return GenerationResult(
+        choices=tuple(_choice(intake, end, tuple(tokens[end.index]), tuple(logprobs[end.index])) for end in last),
+        usage=Usage(
+            prompt_tokens=usages[0].prompt_tokens,
+            completion_tokens=sum(u.completion_tokens for u in usages),
+            cached_tokens=usages[0].cached_tokens,
+            forced_tokens=sum(u.forced_tokens for u in usages),
+        ),
+        prompt_token_ids=tuple(intake.request.prompt.tolist()),
+        prompt_logprobs=prompt_logprobs,
+    )
 
-    def result(self) -> GenerationResult:
-        """Raises `OutputValidationError` if a choice that closed breaks its constraint."""
-        choices = tuple(self._choice(last) for last in self._last if last is not None)
-        usages = [last.usage for last in self._last if last is not None and last.usage is not None]
-        return GenerationResult(
-            choices=choices,
-            usage=Usage(
-                prompt_tokens=usages[0].prompt_tokens,
-                completion_tokens=sum(u.completion_tokens for u in usages),
-                cached_tokens=usages[0].cached_tokens,
-                forced_tokens=sum(u.forced_tokens for u in usages),
-            ),
-            prompt_token_ids=tuple(self._intake.request.prompt.tolist()),
-            prompt_logprobs=self._prompt_logprobs,
-        )
 
-    def _choice(self, last: TokenEvent) -> Choice:
-        assert last.finish_reason is not None
-        tokens = tuple(self._tokens[last.index])
-        text, stop = "", None
-        if self._intake.texts is not None:
-            stream = self._intake.texts[last.index]
-            piece = stream.feed(tokens)
-            text, stop = piece.text, piece.stop
-            if stop is None:
-                text += stream.finish()
-        if self._intake.validate is not None and last.finish_reason == "stop" and last.complete:
-            self._intake.validate(text)
-        return Choice(
-            index=last.index,
-            text=text,
-            token_ids=tokens,
-            finish_reason=last.finish_reason,
-            stop_reason=last.stop_reason if stop is None else stop,
-            complete=last.complete,
-            logprobs=None if self._intake.request.params.logprobs is None else tuple(self._logprobs[last.index]),
-        )
+def _choice(intake: Intake, last: TokenEvent, tokens: tuple[int, ...], logprobs: tuple[TokenLogprob, ...]) -> Choice:
+    assert last.finish_reason is not None
+    text, stop = "", None
+    if intake.texts is not None:
+        stream = intake.texts[last.index]
+        piece = stream.feed(tokens)
+        text, stop = piece.text, piece.stop
+        if stop is None:
+            text += stream.finish()
+    if intake.validate is not None and last.finish_reason == "stop" and last.complete:
+        intake.validate(text)
+    return Choice(
+        index=last.index,
+        text=text,
+        token_ids=tokens,
+        finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason if stop is None else stop,
+        complete=last.complete,
+        logprobs=None if intake.request.params.logprobs is None else logprobs,
+    )

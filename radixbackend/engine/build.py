@@ -106,6 +106,7 @@ def build(config: EngineConfig, plugins: Iterable[object] = ()) -> Parts:
             compile_seconds=(lambda: grammars.seconds) if grammars else (lambda: 0.0),
             encoded_images=lambda: runner.encoded_images,
             jump_forward=config.jump_forward,
+            overlap=config.overlaps(model.device.type),
         )
         limits = ModelLimits(model.vocab_size, longest, capacity)
         place = "" if images is None else images.placeholder

@@ -25,6 +25,7 @@ import torch
 
 from radixbackend.engine.attention.base import AttentionBatch, Capturable
 from radixbackend.engine.plan import IntArray, StepPlan
+from radixbackend.engine.transfer import Staging, fill_in, send
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +39,8 @@ another number of rows. What reads a wrong token, position or slot is off by abo
 Forward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """``ids [1, T]`` and ``positions [1, T]`` to logits ``[T, vocab]``, between ``begin`` and ``end`` of attention."""
 
-Plain = Callable[[StepPlan], torch.Tensor]
-"""A step to the logits of its sampled rows, without any graph."""
+Plain = Callable[[StepPlan, torch.Tensor | None], torch.Tensor]
+"""A step, and what the one before drew, to the logits of its sampled rows, without any graph."""
 
 
 class Bucket(NamedTuple):
@@ -129,6 +130,7 @@ class DecodeGraphs:
         self._device, self._slots = device, slots
         self._sizes, self._contexts = sizes(max_rows), contexts(max_context)
         self._capture = capture
+        self._staging = Staging(device)
         self._graphs: dict[Bucket, _Captured] = {}
         self._checked: set[Bucket] = set()
         self._failed = False
@@ -144,8 +146,11 @@ class DecodeGraphs:
         bucket = Bucket(rows, self._contexts[bisect.bisect_left(self._contexts, max(lengths))])
         return bucket if sum(lengths) + rows - len(lengths) <= self._room(bucket) else None
 
-    def run(self, plan: StepPlan) -> torch.Tensor | None:
-        """Logits ``[sequences, vocab]``, good until the next run; None where the step runs without a graph."""
+    def run(self, plan: StepPlan, drawn: torch.Tensor | None = None) -> torch.Tensor | None:
+        """Logits ``[sequences, vocab]``, good until the next run; None where the step runs without a graph.
+
+        ``drawn``: see `Runner.run`.
+        """
         bucket = self.bucket(plan)
         if bucket is None:
             return None
@@ -153,24 +158,29 @@ class DecodeGraphs:
         graph = self._graph(bucket, batch)
         if graph is None:
             return None
-        logits = self._replay(graph, plan, batch)
+        logits = self._replay(graph, plan, drawn, batch)
         if bucket not in self._checked:
-            plain = self._plain(plan)
+            plain = self._plain(plan, drawn)
             if not _alike(logits, plain):
                 self._give_up(f"a replay for {bucket.rows} sequences gives other logits than the model")
                 return plain
             self._checked.add(bucket)
         return logits
 
-    def _replay(self, graph: _Captured, plan: StepPlan, batch: AttentionBatch) -> torch.Tensor:
-        self._send(graph.ids, np.array([s.tokens[0] for s in plan.sequences]))
-        self._send(graph.positions, batch.starts)
-        self._attention.begin_reserved(batch, graph.reserved)
+    def _replay(
+        self, graph: _Captured, plan: StepPlan, drawn: torch.Tensor | None, batch: AttentionBatch
+    ) -> torch.Tensor:
+        count = len(plan.sequences)
+        graph.ids[0, :count] = send([s.tokens[0] for s in plan.sequences], self._device, torch.long)
+        fill_in(graph.ids[0], plan, drawn)
+        graph.positions[0] = send(batch.starts, self._device, torch.long)
+        with self._staging:
+            self._attention.begin_reserved(batch, graph.reserved)
         try:
             graph.replay()
         finally:
             self._attention.end()
-        return graph.logits[: len(plan.sequences)]
+        return graph.logits[:count]
 
     def warm_up(self, rows: int | None = None) -> None:
         """Capture the graphs of short contexts up to ``rows``, the largest first: the others fit into its memory."""
@@ -215,12 +225,6 @@ class DecodeGraphs:
         finally:
             self._attention.end()
         return _Captured(ids, positions, reserved, logits, replay)
-
-    def _send(self, place: torch.Tensor, values: IntArray) -> None:
-        """The first of ``place``; a fresh piece of pinned memory, so that none is overwritten before it is sent."""
-        host = torch.empty(len(values), dtype=torch.long, pin_memory=self._device.type == "cuda")
-        host.numpy()[:] = values
-        place[0, : len(values)].copy_(host, non_blocking=True)
 
 
 def _alike(found: torch.Tensor, plain: torch.Tensor) -> bool:

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from radixbackend.config import EngineConfig
-from radixbackend.engine.answer import Collector
+from radixbackend.engine.answer import result
 from radixbackend.engine.build import Parts, build
 from radixbackend.engine.channel import AsyncChannel, AtOnce, Channel, Deadline, Mailboxes
 from radixbackend.engine.intake import Intake
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from radixbackend.chat.formats.base import ToolFormat
     from radixbackend.chat.reasoning import ReasoningFormat
     from radixbackend.engine.radix_tree import NodeDump
+    from radixbackend.engine.request import Update
     from radixbackend.tokenizer import Tokenizer
     from radixbackend.types import Image
 
@@ -144,7 +145,7 @@ class Engine:
                 "images belong to one prompt; pass a list of GenerationRequests, each with its own", param="images"
             )
         asked = [_one(p, sampling, constraint, priority, cache_salt, images) for p in prompts]
-        channels = [Channel() for _ in asked]
+        channels: list[Channel[list[Update]]] = [Channel() for _ in asked]
         intakes = [parts.desk.admit(a, AtOnce(c.put).put) for a, c in zip(asked, channels, strict=True)]
         _submit(parts, intakes)
         deadline = Deadline(timeout)
@@ -152,7 +153,7 @@ class Engine:
         try:
             for intake, channel in zip(intakes, channels, strict=True):
                 try:
-                    answers.append(_collect(intake, channel, deadline))
+                    answers.append(result(intake, channel.get(deadline)))
                 except RadixError as fault:
                     if not return_exceptions:
                         raise
@@ -180,10 +181,7 @@ class Engine:
         asked = _one(prompt, sampling, constraint, priority, cache_salt, images)
         intake = await _admit(parts, asked, AtOnce(channel.put))
         try:
-            collector, deadline = Collector(intake), Deadline(timeout)
-            while not collector.done:
-                collector.take(await channel.get(deadline))
-            return collector.result()
+            return result(intake, await channel.get(Deadline(timeout)))
         finally:
             _abandon(parts, [intake])
 
@@ -199,7 +197,8 @@ class Engine:
         timeout: float | None = None,
     ) -> TokenStream:
         """The answer's events as they come; the request is queued at once. Arguments and errors as for `generate`."""
-        parts, channel = self._parts, Channel()
+        parts = self._parts
+        channel: Channel[Update] = Channel()
         intake = parts.desk.admit(_one(prompt, sampling, constraint, priority, cache_salt, images), channel.put)
         _submit(parts, [intake])
         return TokenStream(intake, channel, Deadline(timeout), functools.partial(_abandon, parts, [intake]))
@@ -271,11 +270,12 @@ class Engine:
         return Pin(release, usage)
 
     def _prefill(self, prefix: Prompt, cache_salt: str | None, *, pin: bool) -> tuple[RequestId, Usage]:
-        parts, channel = self._parts, Channel()
-        intake = parts.desk.admit(_one(prefix, _PREFILL, None, 0, cache_salt), channel.put, pin=pin)
+        parts = self._parts
+        channel: Channel[list[Update]] = Channel()
+        intake = parts.desk.admit(_one(prefix, _PREFILL, None, 0, cache_salt), AtOnce(channel.put).put, pin=pin)
         _submit(parts, [intake])
         try:
-            return intake.request.id, _collect(intake, channel, Deadline(None)).usage
+            return intake.request.id, result(intake, channel.get(Deadline(None))).usage
         finally:
             _abandon(parts, [intake])
 
@@ -386,13 +386,6 @@ def _close(parts: Parts) -> None:
     parts.loop.close()
 
 
-def _collect(intake: Intake, channel: Channel, deadline: Deadline) -> GenerationResult:
-    collector = Collector(intake)
-    while not collector.done:
-        collector.take(channel.get(deadline))
-    return collector.result()
-
-
 def _submit(parts: Parts, intakes: Sequence[Intake]) -> None:
     """Queue all of them, or raise and queue none."""
     requests = [intake.request for intake in intakes]
@@ -402,7 +395,7 @@ def _submit(parts: Parts, intakes: Sequence[Intake]) -> None:
             request.grammar.add_done_callback(lambda _: parts.loop.wake())
 
 
-async def _admit(parts: Parts, asked: GenerationRequest, channel: AsyncChannel | AtOnce) -> Intake:
+async def _admit(parts: Parts, asked: GenerationRequest, channel: AsyncChannel[Update] | AtOnce) -> Intake:
     """Check and queue; off the event loop where checking takes long."""
     long = isinstance(asked.prompt, str) and len(asked.prompt) > LONG_TEXT
     if asked.constraint is not None or asked.images or long:

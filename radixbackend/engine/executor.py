@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from radixbackend.engine.plan import SequenceId, StepPlan, StepResult
+import torch
+
+from radixbackend.engine.plan import SequenceId, StepPlan
 from radixbackend.engine.runner import Runner
-from radixbackend.engine.sampler import Sampler
+from radixbackend.engine.sampler import Draws, Sampler
 
 
 class ModelExecutor:
-    """A step: logits, then tokens."""
+    """A step: logits, then tokens, which stay on the device for the step behind it."""
 
     def __init__(self, runner: Runner, sampler: Sampler) -> None:
         self._runner = runner
         self._sampler = sampler
         self.traits = runner.traits
+        self._drawn: torch.Tensor | None = None  # by the last step launched, if it was launched without a fault
 
-    def execute(self, plan: StepPlan) -> StepResult:
-        return self._sampler.sample(plan, self._runner.run(plan))
+    def launch(self, plan: StepPlan) -> Draws:
+        drawn, self._drawn = self._drawn, None
+        draws = self._sampler.launch(plan, self._runner.run(plan, drawn))
+        self._drawn = draws.tokens
+        return draws
 
     def forget(self, sequence_id: SequenceId) -> None:
         self._runner.forget(sequence_id)

@@ -15,9 +15,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
-from radixbackend.engine.plan import Executor, SequencePlan, StepPlan
+from radixbackend.engine.plan import Executor, Launched, SequencePlan, StepPlan, StepResult
 from radixbackend.engine.request import ConsumerGone, Request, Update
 from radixbackend.engine.scheduler import Scheduler
 from radixbackend.errors import EngineClosedError, QueueFullError, RequestAbortedError
@@ -72,6 +72,30 @@ def start(make: Callable[[], T], loop_of: Callable[[T], EngineLoop]) -> T:
         raise
 
 
+class _Flight(NamedTuple):
+    """A step in flight."""
+
+    plan: StepPlan
+    launched: Launched
+    started: float  # when its scheduling began
+    launched_at: float  # when that was done
+    ahead: bool  # while the one before it was in flight
+
+    @property
+    def failed(self) -> bool:
+        return isinstance(self.launched, _Failed)
+
+
+class _Failed:
+    """A step that did not even start. Said when it is its turn: what it went on from may have failed before."""
+
+    def __init__(self, fault: Exception) -> None:
+        self._fault = fault
+
+    def result(self) -> StepResult:
+        raise self._fault
+
+
 class EngineLoop:
     """Runs a scheduler and an executor on the thread that it was made on, see `start`, until `close`.
 
@@ -97,6 +121,9 @@ class EngineLoop:
         self._closed = False  # nothing is posted after the closing None
         self._max_open = max_open
         self._open = 0  # choices submitted and not ended
+        self._flights: deque[_Flight] = deque()  # launched and not landed
+        self._most_flights = 2 if scheduler.overlaps else 1  # the device computes one, and then finds the next
+        self._landed = 0.0  # when the last step did
         self._pid = os.getpid()
         self.stats: EngineStats = scheduler.stats()
         self._thread = threading.current_thread()
@@ -169,9 +196,12 @@ class EngineLoop:
         try:
             while self._take_commands(0.0 if busy else POLL_SECONDS if self._scheduler.has_work else None):
                 busy = self._step()
+            while self._flights:
+                self._land(self._flights.popleft())
         finally:
             with self._gate:
                 self._closed = True  # also if a fault of ours brought the thread here: nobody must wait for ever
+            self._wait()
             self._take_commands(0.0)
             self._deliver(self._scheduler.abort_all("the engine was closed"))
             self._on_exit()
@@ -188,34 +218,57 @@ class EngineLoop:
         return False
 
     def _step(self) -> bool:
-        """One step; False when there was nothing to run."""
+        """Launch the next step, and if it can be the one behind it; land the first. False if there was none."""
+        while self._may_launch() and (flight := self._launch()):
+            self._flights.append(flight)
+        if not self._flights:
+            return False
+        self._land(self._flights.popleft())
+        return True
+
+    def _may_launch(self) -> bool:
+        """Whether there is room for one more in flight, and the one before it did start."""
+        return not self._flights or (len(self._flights) < self._most_flights and not self._flights[-1].failed)
+
+    def _launch(self) -> _Flight | None:
+        """Start the next step; None if there is none now."""
         started = time.monotonic()
         plan = self._guarded_schedule()
         if plan is None:
-            return False
+            return None
         scheduled = time.monotonic()
-        commit = self._execute(plan)
-        executed = time.monotonic()
+        try:
+            launched = self._executor.launch(plan)
+        except Exception as fault:
+            launched = _Failed(fault)
+        return _Flight(plan, launched, started, scheduled, ahead=bool(self._flights))
+
+    def _land(self, flight: _Flight) -> None:
+        """Wait for a step, take in what it produced, and tell who hears of it."""
+        plan = flight.plan
+        commit = self._outcome(flight)
+        landed = time.monotonic()
         self._guarded(commit)
         committed = time.monotonic()
+        since, self._landed = max(flight.launched_at, self._landed), landed
         prompts = [p for p in plan.sequences if len(p.tokens) - _drafts(p) > 1]
         drafts = sum(_drafts(p) for p in plan.sequences)
         prefill = sum(len(p.tokens) - _drafts(p) for p in prompts)
         self._observer.step_finished(
             StepRecord(
                 step=plan.step,
-                started=started,
-                schedule_seconds=scheduled - started,
-                execute_seconds=executed - scheduled,
-                commit_seconds=committed - executed,
+                started=flight.started,
+                schedule_seconds=flight.launched_at - flight.started,
+                execute_seconds=landed - since,
+                commit_seconds=committed - landed,
                 sequences=len(plan.sequences),
                 prefill_tokens=prefill,
                 decode_tokens=plan.num_tokens - prefill - drafts,
                 draft_tokens=drafts,
                 stats=self.stats,
+                ahead=flight.ahead,
             )
         )
-        return True
 
     def _guarded_schedule(self) -> StepPlan | None:
         plan: StepPlan | None = None
@@ -228,10 +281,11 @@ class EngineLoop:
         self._guarded(command)
         return plan
 
-    def _execute(self, plan: StepPlan) -> Command:
-        """Run a step; returns what the scheduler has to do about its result."""
+    def _outcome(self, flight: _Flight) -> Command:
+        """Wait for a step; returns what the scheduler has to do about its result."""
+        plan = flight.plan
         try:
-            result = self._executor.execute(plan)
+            result = flight.launched.result()
         except Exception as fault:
             log.warning("step %d failed: %s: %s", plan.step, type(fault).__name__, fault, exc_info=True)
             # The traceback would keep the step's tensors alive for as long as the caller keeps the error.
@@ -239,12 +293,18 @@ class EngineLoop:
             return lambda: self._scheduler.fail_step(plan, failure)
         return lambda: self._scheduler.commit(plan, result)
 
+    def _wait(self) -> None:
+        """Until nothing is in flight, whatever comes of it."""
+        while self._flights:
+            self._outcome(self._flights.popleft())
+
     def _guarded(self, command: Command) -> None:
         """Run a command and deliver its updates; a fault of the scheduler's own books is contained, not fatal."""
         try:
             updates = command()
         except Exception as fault:
             log.exception("the scheduler failed")
+            self._wait()  # slots are about to be given to others
             updates = self._scheduler.quarantine(fault)
         self._deliver(updates)
 

@@ -80,7 +80,8 @@ def _working_bytes(config: EngineConfig, model: LoadedModel, runner: Runner, exe
     plan = largest_step(step_tokens(config, model.device), config.max_running, max_context(config, model))
     try:
         runner.allocate(plan.num_tokens)
-        peak = _peak(lambda: executor.execute(plan), model.device)
+        in_flight = 2 if config.overlaps(model.device.type) else 1
+        peak = _peak(lambda: _run(executor, plan, in_flight), model.device)
     except torch.OutOfMemoryError as fault:
         raise ConfigError(
             f"a step of {plan.num_tokens} tokens does not fit into the memory that the model leaves: "
@@ -93,6 +94,12 @@ def _working_bytes(config: EngineConfig, model: LoadedModel, runner: Runner, exe
         torch.cuda.empty_cache()
     log.info("a step of %d tokens takes %.2f GiB beside model and slots", plan.num_tokens, peak / 2**30)
     return peak
+
+
+def _run(executor: Executor, plan: StepPlan, in_flight: int) -> None:
+    """So many at once: what a step keeps until it has landed is there while the next one starts."""
+    for launched in [executor.launch(plan) for _ in range(in_flight)]:
+        launched.result()
 
 
 def _peak(run: Callable[[], object], device: torch.device) -> int:

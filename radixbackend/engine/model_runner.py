@@ -30,6 +30,7 @@ from radixbackend.engine.probe import (
     unregister_attention,
 )
 from radixbackend.engine.runner import Logits, wanted_rows
+from radixbackend.engine.transfer import Staging, fill_in, send
 from radixbackend.engine.vision import Vision
 from radixbackend.errors import IntegrityError, UnsupportedModelError
 
@@ -49,6 +50,7 @@ class ModelRunner:
         self._takes_index = takes_index(self.model)
         self._store: KVStore | None = None
         self._graphs: DecodeGraphs | None = None
+        self._staging = Staging(self.device)
         self._call = 0
         try:
             calls = AttentionProbe().run(self.model, self.name, probe_tokens(loaded.config, loaded.vocab_size))
@@ -98,30 +100,32 @@ class ModelRunner:
         )
         self._graphs.warm_up()
 
-    def run(self, plan: StepPlan) -> Logits:
+    def run(self, plan: StepPlan, drawn: torch.Tensor | None = None) -> Logits:
         if self._store is None:
             raise IntegrityError("the runner has no slots: allocate() comes first")
         wanted, offsets = wanted_rows(plan)
-        logits = None if self._graphs is None else self._graphs.run(plan)
+        logits = None if self._graphs is None else self._graphs.run(plan, drawn)
         if logits is None:
-            logits = self._compute(plan, wanted)
+            logits = self._compute(plan, wanted, drawn)
         # A copy made here is an ordinary tensor, which the sampler may write to; one from inference mode is not.
         return Logits(logits.to(torch.float32, copy=True), offsets)
 
-    def _plain(self, plan: StepPlan) -> torch.Tensor:
+    def _plain(self, plan: StepPlan, drawn: torch.Tensor | None) -> torch.Tensor:
         """What a graph is compared with."""
-        return self._compute(plan, wanted_rows(plan)[0])
+        return self._compute(plan, wanted_rows(plan)[0], drawn)
 
-    def _compute(self, plan: StepPlan, wanted: IntArray) -> torch.Tensor:
+    def _compute(self, plan: StepPlan, wanted: IntArray, drawn: torch.Tensor | None) -> torch.Tensor:
         """Logits of these rows, without a graph."""
         ids = self._row([s.tokens for s in plan.sequences])
+        fill_in(ids[0], plan, drawn)
         shown: AbstractContextManager[None] = nullcontext()
         if self.vision is not None and any(s.images for s in plan.sequences):
             positions, shown = self.vision.positions(plan), self.vision.shown(plan)
         else:
             positions = self._row([np.arange(s.start, s.context, dtype=np.int32) for s in plan.sequences])
-        rows = torch.from_numpy(wanted).to(self.device, torch.long)
-        self.attention.begin(AttentionBatch.of(plan))
+        rows = send(wanted, self.device, torch.long)
+        with self._staging:
+            self.attention.begin(AttentionBatch.of(plan))
         try:
             with torch.inference_mode(), shown:
                 return self._forward(ids, positions, rows)
@@ -130,7 +134,7 @@ class ModelRunner:
 
     def _row(self, parts: list[IntArray]) -> torch.Tensor:
         """``[1, T]`` on the device."""
-        return torch.from_numpy(np.concatenate(parts)).to(self.device, torch.long)[None]
+        return send(np.concatenate(parts), self.device, torch.long)[None]
 
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
         """Logits of these rows, or of all."""

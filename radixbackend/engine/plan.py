@@ -4,6 +4,9 @@ A step is a ragged batch: some sequences bring a chunk of prompt, some one new t
 drafts. To the model they are one thing: tokens whose keys and values must be computed, at given positions, next
 to a context that lies in given slots. Arrays are numpy (no torch above the executor) and never written to after
 the plan is made.
+
+A step may be planned and launched while the one before it is in flight: not yet landed, its tokens not yet known on the
+host. Where its sequences go on with what they draw there, the plan says whose draw it is instead of the token.
 """
 
 from __future__ import annotations
@@ -70,13 +73,14 @@ class SequencePlan:
     """One sequence's share of a step: compute ``tokens`` at positions ``start …``, then maybe sample."""
 
     sequence_id: SequenceId
-    tokens: IntArray  # [q] prompt chunk, or last token, or last token + drafts
+    tokens: IntArray  # [q] prompt chunk, or last token, or last token + drafts; one that is not known yet is 0 here
     start: int  # position of tokens[0]; K/V of every earlier position is in its slot
     slots: IntArray  # [start + q] slot of every position, the new ones included
     sample: SampleSpec | None  # None: a prompt chunk that is not the last
     prompt_logprobs: int | None = None  # asked for: logits of every row of this chunk are wanted
     next_token: int | None = None  # the prompt token that follows this chunk; None at the prompt's end
     images: PromptImages | None = None  # of the prompt, where it has any
+    ahead: int | None = None  # the one token is what sequence ``ahead`` of the step launched before this one draws
 
     @property
     def context(self) -> int:
@@ -99,10 +103,11 @@ class SampleSpec:
     drafts: tuple[int, ...]
     matcher: Matcher | None  # at the state after history; the sampler leaves it as it found it
     remaining: int  # tokens the budget still allows, the next one included
+    unknown: int = 0  # tokens behind history that the step in flight draws
 
     @property
     def num_generated(self) -> int:
-        return len(self.history) - self.num_prompt
+        return len(self.history) + self.unknown - self.num_prompt
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,6 +130,7 @@ class Sampled:
     logprobs: tuple[TokenLogprob, ...] = ()  # one per token, where asked for
     prompt_logprobs: tuple[TokenLogprob, ...] = ()  # of the tokens at start + 1 … (within the prompt), where asked for
     error: str | None = None  # no token could be drawn, and why; the request ends
+    redrawn: bool = False  # a step launched ahead went on with another token: its result is worth nothing here
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,11 +149,20 @@ class ExecutorTraits:
             sequence is computed from its first token, and slots merely count tokens.
         chunks: a prompt may be computed in several steps.
         drafts: several new tokens may be verified in one step.
+        ahead: a step may be launched while the one before it is in flight, with tokens that that one draws.
     """
 
     shares_prefixes: bool = True
     chunks: bool = True
     drafts: bool = True
+    ahead: bool = True
+
+
+class Launched(Protocol):
+    """A step in flight."""
+
+    def result(self) -> StepResult:
+        """Wait until it has landed; called once. On an exception see `Executor.launch`."""
 
 
 class Executor(Protocol):
@@ -155,8 +170,12 @@ class Executor(Protocol):
 
     traits: ExecutorTraits
 
-    def execute(self, plan: StepPlan) -> StepResult:
-        """Run one step. On an exception the slots the plan writes to hold garbage and nothing else changed."""
+    def launch(self, plan: StepPlan) -> Launched:
+        """Start one step behind those launched before; results are asked for in the same order.
+
+        On an exception, here or of the result, the slots the plan writes to hold garbage and nothing else changed.
+        What was launched behind it counts for none of its sequences.
+        """
 
     def forget(self, sequence_id: SequenceId) -> None:
         """The sequence left the batch (finished, failed or retracted); drop what is kept for it."""

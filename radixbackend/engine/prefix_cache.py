@@ -129,25 +129,33 @@ class PrefixCache:
         self._num_private += len(slots)
         return True
 
-    def publish(self, lease: Lease, tokens: IntArray) -> None:
+    def publish(self, lease: Lease, tokens: IntArray, *, keep: bool = False) -> Lease | None:
         """The keys and values of ``tokens``, positions ``0 …`` of the lease, are computed: share them from now on.
 
         ``tokens`` continues what was published before, which is not compared again: only what lies beyond
         ``num_shared`` costs anything. Where another sequence has published the same run meanwhile, the lease switches
-        to those slots and its own are freed.
+        to those slots and its own are freed; with ``keep`` they are returned as a lease, for who still reads them.
         """
         start, stop = lease.num_shared, len(tokens)
         if lease not in self._leases or lease.node is None or stop <= start:
-            return
+            return None
         if stop > lease._length:
             raise IntegrityError(f"{stop} tokens published of a lease with {lease._length} slots")
         own = lease._buffer[start:stop]
         lease.node, known = self._tree.insert(lease.node, tokens[start:], own)
         lease.num_shared = stop
         self._num_private -= stop - start
-        if len(known):
-            self._pool.free(own[: len(known)])
-            own[: len(known)] = known
+        if not len(known):
+            return None
+        spare = Lease(lease.namespace, None, NO_SLOTS)
+        spare._append(own[: len(known)])
+        own[: len(known)] = known
+        self._leases.add(spare)
+        self._num_private += len(spare)
+        if keep:
+            return spare
+        self.release(spare)
+        return None
 
     def release(self, lease: Lease) -> None:
         """Unlock the prefix and free the private tail. What was published stays cached."""

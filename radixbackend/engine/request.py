@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from radixbackend.engine.grammar.base import Grammar, Matcher
-from radixbackend.engine.plan import IntArray, PromptImages, SequenceId
+from radixbackend.engine.plan import IntArray, PromptImages, SequenceId, SequencePlan
 from radixbackend.engine.prefix_cache import Lease
 from radixbackend.errors import IntegrityError, RequestError
 from radixbackend.types import RequestId, SamplingParams, TokenEvent, TokenLogprob, Usage
@@ -82,6 +82,23 @@ class Request:
     ended: bool = False
 
     @property
+    def goes_ahead(self) -> bool:
+        """Whether a token can be drawn while the one before it is not known.
+
+        Grammars and penalties depend on it. Log-probabilities and images only have the host wait for the device.
+        """
+        params = self.params
+        return (
+            self.grammar is None
+            and self.images is None
+            and params.logprobs is None
+            and params.prompt_logprobs is None
+            and params.repetition_penalty == 1.0
+            and not params.frequency_penalty
+            and not params.presence_penalty
+        )
+
+    @property
     def usage(self) -> Usage:
         first = self.sequences[0]
         return Usage(
@@ -120,7 +137,8 @@ class Sequence:
     """One choice being generated.
 
     To the scheduler it is ``tokens`` of which the first ``num_computed`` have their keys and values in slots; the
-    rest, and the drafts after them, are to catch up.
+    rest, and the drafts after them, are to catch up. Steps ``in_flight`` will have computed the first ``reach`` of
+    them, and add as many as are ``coming``.
     """
 
     __slots__ = (
@@ -128,6 +146,7 @@ class Sequence:
         "arrived_step",
         "drafts",
         "id",
+        "in_flight",
         "index",
         "keys",
         "lease",
@@ -164,6 +183,7 @@ class Sequence:
         self.num_computed = 0
         self.num_cached: int | None = None  # of the prompt, when first admitted
         self.num_forced = 0
+        self.in_flight: list[SequencePlan] = []  # its shares of steps that have not landed; those that still count
         self.drafts: tuple[int, ...] = ()
         self.matcher: Matcher | None = None
         self.stop_check = request.stop_checks[index] if request.stop_checks else None
@@ -174,6 +194,13 @@ class Sequence:
         if status not in TRANSITIONS[self.status]:
             raise IntegrityError(f"sequence {self.id} cannot go from {self.status.value} to {status.value}")
         self.status = status
+
+    def land(self, share: SequencePlan) -> bool:
+        """Its share of a step has landed; whether that still counts."""
+        if share not in self.in_flight:
+            return False
+        self.in_flight.remove(share)
+        return True
 
     def append(self, token: int) -> None:
         """Add a generated token."""
@@ -189,6 +216,16 @@ class Sequence:
     def remaining(self) -> int:
         """Tokens it may still generate."""
         return self.request.max_length - len(self.tokens)
+
+    @property
+    def reach(self) -> int:
+        """Tokens that have their keys and values once everything in flight has landed."""
+        return self.in_flight[-1].context if self.in_flight else self.num_computed
+
+    @property
+    def coming(self) -> int:
+        """Tokens drawn in flight, not known yet: one for each step that samples and verifies no drafts."""
+        return sum(share.sample is not None for share in self.in_flight) if self.in_flight else 0
 
     @property
     def prefill_only(self) -> bool:

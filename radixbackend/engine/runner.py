@@ -78,8 +78,12 @@ class Runner(Protocol):
         After `allocate`, which drops them. Does nothing on a CPU.
         """
 
-    def run(self, plan: StepPlan) -> Logits:
-        """Compute one step. On an exception the slots the plan writes to hold garbage and nothing else changed."""
+    def run(self, plan: StepPlan, drawn: torch.Tensor | None = None) -> Logits:
+        """Compute one step. On an exception the slots the plan writes to hold garbage and nothing else changed.
+
+        ``drawn [n]`` is what the sequences of the step before drew, on the device, for those that go on with it.
+        With ``traits.ahead`` nobody waits for the device here.
+        """
 
     def forget(self, sequence_id: SequenceId) -> None:
         """Drop what is kept for a sequence beyond its slots."""

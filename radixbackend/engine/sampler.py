@@ -1,7 +1,7 @@
 """From logits to tokens: penalties, masks, temperature, filters, one draw per row, log-probabilities.
 
-Rules. Nothing is kept between steps: a row's token depends on its logits, its `SampleSpec` and its output position
-alone, bit for bit, whatever else is in the batch. So filters are thresholds on a row's own values (ties stay in),
+Rules. A row's token depends on its logits, its `SampleSpec` and its output position alone, bit for bit, whatever else
+is in the batch and whatever came before. So filters are thresholds on a row's own values (ties stay in),
 weights are integers, whose sums are the same in any order, and the draw is a hash of (seed, position) turned into a
 token by the inverse of the cumulative distribution. Work that only some rows ask for touches only those rows, and
 what is wrong with a row or its grammar ends that row's sequence alone. It must not know of requests, slots or text.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +19,17 @@ import torch
 from numpy.typing import NDArray
 
 from radixbackend.engine.grammar.base import Mask
-from radixbackend.engine.plan import IntArray, Sampled, SampleSpec, SequencePlan, StepPlan, StepResult
+from radixbackend.engine.plan import (
+    IntArray,
+    Sampled,
+    SampleSpec,
+    SequenceId,
+    SequencePlan,
+    StepPlan,
+    StepResult,
+)
 from radixbackend.engine.runner import Logits
+from radixbackend.engine.transfer import Fetch, send
 from radixbackend.types import SamplingParams, TokenLogprob
 
 log = logging.getLogger(__name__)
@@ -43,6 +52,7 @@ BLOCK_GPU = 2**25
 class _Row(NamedTuple):
     """One row to draw from: draft ``i`` of ``spec`` was accepted before it."""
 
+    sequence_id: SequenceId
     at: int  # index of the logit row
     spec: SampleSpec
     i: int
@@ -62,71 +72,139 @@ class Sampler:
     def __init__(self, vocab_size: int, end_tokens: Sequence[int]) -> None:
         self._vocab_size = vocab_size
         self._end_tokens = tuple(token for token in end_tokens if token < vocab_size)
+        self._flat: frozenset[SequenceId] = frozenset()  # at the last draw known, so sorted in full at the next
 
-    def sample(self, plan: StepPlan, logits: Logits) -> StepResult:
+    def launch(self, plan: StepPlan, logits: Logits) -> Draws:
         """Draw for every sequence that samples; overwrites ``logits.rows``.
 
-        Masks are filled before the logits are touched, so on an accelerator that happens while the forward runs.
+        Nobody waits for the device, except for ``prompt_logprobs``. Masks are filled before the logits are touched, so
+        on an accelerator that happens while the forward runs.
         """
         rows = [row for i, s in enumerate(plan.sequences) for row in _rows(s, logits.offsets[i + 1])]
         masks = _Masks(rows, self._vocab_size)
-        rows = masks.usable
         reports = {
             i: _prompt_logprobs(sequence, logits.of(i))
             for i, sequence in enumerate(plan.sequences)
             if sequence.prompt_logprobs is not None
         }
-        drawn: dict[int, _Drawn] = {}
+        rows = masks.usable
+        values = _take(logits.rows, [row.at for row in rows])
+        asked = [j for j, row in enumerate(rows) if row.spec.params.logprobs is not None]
+        raw = values[_index(asked, values)] if asked else None  # a copy: the model's own values
         if rows:
-            values = _take(logits.rows, [row.at for row in rows])
-            asked = [j for j, row in enumerate(rows) if row.spec.params.logprobs is not None]
-            raw = values[asked] if asked else None  # a copy: the model's own values
             self._edit(values, rows)
             masks.apply(values)
-            tokens, bests = _draw(values, rows)
-            logprobs: dict[int, TokenLogprob] = {}
-            if raw is not None:
-                counts = [rows[j].spec.params.logprobs or 0 for j in asked]
-                logprobs = dict(zip(asked, _logprobs(raw, [tokens[j] for j in asked], counts), strict=True))
-            for j, row in enumerate(rows):
-                drawn[row.at] = _Drawn(tokens[j], bests[j], logprobs.get(j))
-        return StepResult(
-            tuple(
-                self._gather(s, logits.offsets[i + 1], drawn, masks.faults, reports.get(i, ()))
-                if not any(map(_is_broken, reports.get(i, ())))
-                else Sampled(error=NOT_FINITE)
-                for i, s in enumerate(plan.sequences)
-            )
-        )
+        draws = Draws(plan, logits.offsets, rows, masks.faults, reports, asked, raw, self._note)
+        draws.launch(values, [row.sequence_id in self._flat for row in rows])
+        return draws
+
+    def sample(self, plan: StepPlan, logits: Logits) -> StepResult:
+        """Draw, and wait for it."""
+        return self.launch(plan, logits).result()
+
+    def _note(self, flat: frozenset[SequenceId]) -> None:
+        self._flat = flat
 
     def _edit(self, values: torch.Tensor, rows: Sequence[_Row]) -> None:
         """Bias, penalties and the suppression of early ends, in place, for the rows that ask for them."""
         for j, row in enumerate(rows):
             params = row.spec.params
             if params.logit_bias:
-                ids = torch.tensor(list(params.logit_bias), device=values.device)
-                values[j, ids] += torch.tensor(list(params.logit_bias.values()), device=values.device)
+                amounts = send(list(params.logit_bias.values()), values.device, values.dtype)
+                values[j, _index(list(params.logit_bias), values)] += amounts
             if params.repetition_penalty != 1.0:
                 _penalize_repetition(values[j], row.tokens(0), params.repetition_penalty)
             if params.frequency_penalty or params.presence_penalty:
                 _penalize_frequency(values[j], row.tokens(row.spec.num_prompt), params)
             if row.position < params.min_tokens and (ends := [*self._end_tokens, *params.stop_token_ids]):
-                values[j, ends] = -math.inf
+                values[j].index_fill_(0, _index(ends, values), -math.inf)
 
-    @staticmethod
-    def _gather(
-        sequence: SequencePlan,
-        end: int,
-        drawn: dict[int, _Drawn],
+
+class Draws:
+    """The draws of one step, on their way to the host.
+
+    Attributes:
+        tokens: ``[sequences]`` on the device: what each drew, at the first of its rows; any token where it draws none.
+    """
+
+    tokens: torch.Tensor
+
+    def __init__(
+        self,
+        plan: StepPlan,
+        offsets: Sequence[int],
+        rows: Sequence[_Row],
         faults: dict[int, str],
-        report: tuple[TokenLogprob, ...],
-    ) -> Sampled:
+        reports: dict[int, tuple[TokenLogprob, ...]],
+        asked: Sequence[int],
+        raw: torch.Tensor | None,
+        note: Callable[[frozenset[SequenceId]], None],
+    ) -> None:
+        self._plan, self._offsets, self._rows = plan, offsets, rows
+        self._faults, self._reports = faults, reports
+        self._asked, self._raw = asked, raw  # rows with log-probabilities, and the model's own values there
+        self._note = note
+        self._wide: Sequence[bool] = ()
+        self._values: torch.Tensor | None = None  # to draw from again, where that may be needed
+        self._fetch: Fetch | None = None
+
+    def launch(self, values: torch.Tensor, wide: Sequence[bool]) -> None:
+        """Draw from the rows; ``wide`` as in `_draw`."""
+        if not self._rows:
+            self.tokens = torch.zeros(len(self._plan.sequences), dtype=torch.long, device=values.device)
+            return
+        winners, bests, flat = _draw(values, self._rows, wide)
+        index = {row.at: j for j, row in enumerate(self._rows)}
+        ends = zip(self._plan.sequences, self._offsets[1:], strict=True)
+        at = [index.get(end - _num_rows(sequence), 0) for sequence, end in ends]
+        self.tokens = winners if at == list(range(len(self._rows))) else winners[_index(at, winners)]
+        self._fetch = Fetch(torch.stack([winners.float(), bests, flat.float()]))  # token ids are exact below 2^24
+        if any(_has_nucleus(row) for row in self._rows):
+            self._values, self._wide = values, wide
+
+    def result(self) -> StepResult:
+        """Wait for the draws, and for nothing launched after them if no log-probabilities are wanted."""
+        drawn = {} if self._fetch is None else self._drawn(self._fetch.wait())
+        self._values = self._raw = None
+        return StepResult(tuple(self._sampled(i, s, drawn) for i, s in enumerate(self._plan.sequences)))
+
+    def _drawn(self, fetched: torch.Tensor) -> dict[int, _Drawn]:
+        """By logit row."""
+        tokens, bests = [int(token) for token in fetched[0].tolist()], fetched[1].tolist()
+        flat = [j for j, found in enumerate(fetched[2].tolist()) if found]
+        redrawn = self._redraw(tokens, [j for j in flat if not self._wide[j]])
+        self._note(frozenset(self._rows[j].sequence_id for j in flat))
+        logprobs: dict[int, TokenLogprob] = {}
+        if self._raw is not None:
+            counts = [self._rows[j].spec.params.logprobs or 0 for j in self._asked]
+            found = _logprobs(self._raw, [tokens[j] for j in self._asked], counts)
+            logprobs = dict(zip(self._asked, found, strict=True))
+        return {row.at: _Drawn(tokens[j], bests[j], logprobs.get(j), j in redrawn) for j, row in enumerate(self._rows)}
+
+    def _redraw(self, tokens: list[int], flat: Sequence[int]) -> set[int]:
+        """Draw rows again of which too little was sorted; returns those with another token now."""
+        if not flat:
+            return set()
+        assert self._values is not None
+        winners, _, _ = _draw(_take(self._values, flat), [self._rows[j] for j in flat], [True] * len(flat))
+        changed = set()
+        for j, token in zip(flat, winners.tolist(), strict=True):
+            if tokens[j] != token:
+                changed.add(j)
+                tokens[j] = token
+        return changed
+
+    def _sampled(self, index: int, sequence: SequencePlan, drawn: dict[int, _Drawn]) -> Sampled:
         """Keep drafts while the draw at their row equals them, then one token more."""
+        report = self._reports.get(index, ())
+        if any(map(_is_broken, report)):
+            return Sampled(error=NOT_FINITE)
         tokens: list[int] = []
         logprobs: list[TokenLogprob] = []
-        for row in _rows(sequence, end):
-            if row.at in faults:
-                return Sampled(error=faults[row.at], prompt_logprobs=report)
+        redrawn = False
+        for row in _rows(sequence, self._offsets[index + 1]):
+            if row.at in self._faults:
+                return Sampled(error=self._faults[row.at], prompt_logprobs=report)
             result = drawn.get(row.at)
             if result is None:
                 break  # the grammar refuses the draft before it
@@ -135,17 +213,19 @@ class Sampler:
             if result.logprob is not None and _is_broken(result.logprob):  # by what a mask hid
                 return Sampled(error=NOT_FINITE, prompt_logprobs=report)
             tokens.append(result.token)
+            redrawn = redrawn or result.redrawn
             if result.logprob is not None:
                 logprobs.append(result.logprob)
             if row.i < len(row.spec.drafts) and result.token != row.spec.drafts[row.i]:
                 break
-        return Sampled(tuple(tokens), tuple(logprobs), report)
+        return Sampled(tuple(tokens), tuple(logprobs), report, redrawn=redrawn)
 
 
 class _Drawn(NamedTuple):
     token: int
     best: float  # the row's greatest value after masks; not finite if nothing could be drawn
     logprob: TokenLogprob | None
+    redrawn: bool  # it was another one on the device
 
 
 class _Masks:
@@ -167,11 +247,11 @@ class _Masks:
             if row.spec.matcher is None:
                 self.usable.append(row)
             elif row.i == 0:
-                self._fill(row.spec, row.at)
+                self._fill(row)
 
-    def _fill(self, spec: SampleSpec, first: int) -> None:
+    def _fill(self, first: _Row) -> None:
         """Masks of a sequence's rows, walking the matcher along the drafts and back."""
-        matcher = spec.matcher
+        spec, matcher = first.spec, first.spec.matcher
         assert matcher is not None
         walked = 0
         try:
@@ -182,13 +262,13 @@ class _Masks:
                     walked += 1
                 if matcher.fill_mask(self._words, len(self._masked), spec.remaining - i):
                     self._masked.append(len(self.usable))
-                self.usable.append(_Row(first + i, spec, i))
+                self.usable.append(first._replace(at=first.at + i, i=i))
             if walked:
                 matcher.rollback(walked)
         except Exception as fault:
             # Its sequence ends here, so where the matcher stands no longer matters.
             log.warning("a grammar failed: %s: %s", type(fault).__name__, fault, exc_info=True)
-            self.faults[first] = f"the grammar failed: {fault}"
+            self.faults[first.at] = f"the grammar failed: {fault}"
 
     def apply(self, values: torch.Tensor) -> None:
         """Make what is not allowed impossible, in place."""
@@ -198,7 +278,7 @@ class _Masks:
         if len(self._masked) == len(values):
             values.masked_fill_(refused, -math.inf)
         else:
-            where = torch.tensor(self._masked, device=values.device)
+            where = _index(self._masked, values)
             values[where] = values[where].masked_fill_(refused, -math.inf)
 
 
@@ -207,7 +287,7 @@ def _refused(words: Mask, size: int, device: torch.device) -> torch.Tensor:
     if device.type == "cpu":
         bits = np.unpackbits(~words.view(np.uint8), axis=1, count=size, bitorder="little")
         return torch.from_numpy(bits).view(torch.bool)
-    return _unpack(torch.from_numpy(~words).to(device), size)  # an eighth of the bytes to send
+    return _unpack(send(~words, device, torch.int32), size)  # an eighth of the bytes to send
 
 
 def _unpack(words: torch.Tensor, size: int) -> torch.Tensor:
@@ -217,16 +297,27 @@ def _unpack(words: torch.Tensor, size: int) -> torch.Tensor:
 
 def _take(values: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
     """Some of the rows, in ascending order: a copy, or the tensor itself if they are all."""
-    return values if len(rows) == len(values) else values[torch.tensor(rows, device=values.device)]
+    return values if len(rows) == len(values) else values[_index(rows, values)]
+
+
+def _index(rows: Sequence[int], values: torch.Tensor) -> torch.Tensor:
+    """On the device of ``values``; a list as an index would be sent there while everyone waits."""
+    return send(rows, values.device, torch.long)
 
 
 def _rows(sequence: SequencePlan, end: int) -> list[_Row]:
     """The rows a sequence draws from: the last ones of those it has logits for, which end at ``end``."""
     spec = sequence.sample
-    if spec is None:
-        return []
-    first = end - len(spec.drafts) - 1
-    return [_Row(first + i, spec, i) for i in range(len(spec.drafts) + 1)]
+    count = _num_rows(sequence)
+    return [] if spec is None else [_Row(sequence.sequence_id, end - count + i, spec, i) for i in range(count)]
+
+
+def _num_rows(sequence: SequencePlan) -> int:
+    return 0 if sequence.sample is None else len(sequence.sample.drafts) + 1
+
+
+def _has_nucleus(row: _Row) -> bool:
+    return row.spec.params.top_p < 1 and row.spec.params.temperature > 0
 
 
 def _fault(best: float, row: _Row) -> str:
@@ -243,7 +334,7 @@ def _fault(best: float, row: _Row) -> str:
 
 def _penalize_repetition(row: torch.Tensor, tokens: IntArray, penalty: float) -> None:
     """Divide positive and multiply negative logits of what occurred (CTRL, arXiv 1909.05858)."""
-    ids = torch.from_numpy(tokens).to(row.device, torch.long)  # one that occurred twice is written twice, alike
+    ids = send(tokens, row.device, torch.long)  # one that occurred twice is written twice, alike
     chosen = row[ids]
     row[ids] = torch.where(chosen > 0, chosen / penalty, chosen * penalty)
 
@@ -251,22 +342,29 @@ def _penalize_repetition(row: torch.Tensor, tokens: IntArray, penalty: float) ->
 def _penalize_frequency(row: torch.Tensor, generated: IntArray, params: SamplingParams) -> None:
     ids, counts = np.unique(generated, return_counts=True)
     amount = params.frequency_penalty * counts + params.presence_penalty
-    row[torch.from_numpy(ids).to(row.device, torch.long)] -= torch.from_numpy(amount).to(row)
+    row[send(ids, row.device, torch.long)] -= send(amount, row.device, row.dtype)
 
 
 # -- drawing ---------------------------------------------------------------------------------------------------------
 
 
-def _draw(values: torch.Tensor, rows: Sequence[_Row]) -> tuple[list[int], list[float]]:
-    """A token and the greatest value of each row."""
+def _draw(
+    values: torch.Tensor, rows: Sequence[_Row], wide: Sequence[bool]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A token and the greatest value of each row, and whether it is flat: `FEW` values do not reach its top_p.
+
+    A flat row has its token only where it is ``wide``: sorted in full. Elsewhere it must be drawn again.
+    """
     winners = _argmax(values)
     bests = values.gather(1, winners[:, None]).squeeze(1)
+    flat = torch.zeros_like(winners, dtype=torch.bool)
     random = [j for j, row in enumerate(rows) if row.spec.params.temperature > 0]
     for block in _blocks(len(random), values):
         some = random[block]
-        where = torch.tensor(some, device=values.device)
-        winners[where] = _draw_random(values[where], bests[where], [rows[j] for j in some])
-    return winners.tolist(), bests.tolist()
+        where = _index(some, values)
+        chosen, fully = [rows[j] for j in some], [wide[j] for j in some]
+        winners[where], flat[where] = _draw_random(values[where], bests[where], chosen, fully)
+    return winners, bests, flat
 
 
 def _argmax(values: torch.Tensor) -> torch.Tensor:
@@ -280,29 +378,39 @@ def _blocks(count: int, values: torch.Tensor) -> Iterator[slice]:
     return (slice(i, i + size) for i in range(0, count, size))
 
 
-def _draw_random(values: torch.Tensor, bests: torch.Tensor, rows: Sequence[_Row]) -> torch.Tensor:
-    """Inverse-CDF draw per row, in the order of token ids; ``values`` is overwritten."""
+def _draw_random(
+    values: torch.Tensor, bests: torch.Tensor, rows: Sequence[_Row], wide: Sequence[bool]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inverse-CDF draw per row, in the order of token ids, and as in `_draw`; ``values`` is overwritten."""
     params = [row.spec.params for row in rows]
     limits = torch.finfo(torch.float32)
     # What float64 holds and float32 does not would become 0 or infinity, and either gives NaN.
-    temperatures = torch.tensor(
-        [min(max(p.temperature, limits.tiny), limits.max) for p in params], device=values.device
-    )
+    clipped = [min(max(p.temperature, limits.tiny), limits.max) for p in params]
+    temperatures = send(clipped, values.device, torch.float32)
     # Relative to the best, so that a tiny temperature does not overflow; a row without a best is an error later.
     bests = torch.where(bests.isfinite(), bests, 0.0)
     scaled = values.sub_(bests[:, None]).div_(temperatures[:, None])
     weights = _weights(scaled)
+    flat = torch.zeros_like(bests, dtype=torch.bool)
     filtered = [j for j, p in enumerate(params) if p.top_k or p.top_p < 1 or p.min_p]
     if filtered:
         floor = torch.full_like(bests, -math.inf)
-        floor[filtered] = _floor(_take(scaled, filtered), _take(weights, filtered), [params[j] for j in filtered])
+        where = _index(filtered, values)
+        asked, fully = [params[j] for j in filtered], [wide[j] for j in filtered]
+        floor[where], flat[where] = _floor(_take(scaled, filtered), _take(weights, filtered), asked, fully)
         weights.masked_fill_(scaled < floor[:, None], 0)
     cumulative = weights.cumsum(-1)
-    total = cumulative[:, -1].cpu()  # not every accelerator has float64
-    uniform = torch.from_numpy(uniforms([r.spec.seed for r in rows], [r.position for r in rows]))
-    target = (uniform * total).long().to(values.device)
+    uniform = uniforms([r.spec.seed for r in rows], [r.position for r in rows])
+    target = _times(cumulative[:, -1], uniform).long().to(values.device)
     # The first id whose cumulative weight exceeds the target; an id of weight zero never does. None: a row at fault.
-    return torch.searchsorted(cumulative, target[:, None], right=True).squeeze(1).clamp_(max=values.shape[1] - 1)
+    drawn = torch.searchsorted(cumulative, target[:, None], right=True).squeeze(1)
+    return drawn.clamp_(max=values.shape[1] - 1), flat
+
+
+def _times(totals: torch.Tensor, shares: NDArray[np.float64]) -> torch.Tensor:
+    """Products in float64, which Apple's GPUs do not have: there they are computed on the host."""
+    where = torch.device("cpu") if totals.device.type == "mps" else totals.device
+    return totals.to(where) * send(shares, where, torch.float64)
 
 
 def _weights(scaled: torch.Tensor) -> torch.Tensor:
@@ -310,37 +418,40 @@ def _weights(scaled: torch.Tensor) -> torch.Tensor:
     return scaled.exp().mul_(UNIT).long()
 
 
-def _floor(scaled: torch.Tensor, weights: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
-    """The least value that stays in each row: top_k, then top_p of what is left, and min_p of the best."""
+def _floor(
+    scaled: torch.Tensor, weights: torch.Tensor, params: Sequence[SamplingParams], wide: Sequence[bool]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The least value that stays in each row: top_k, then top_p of what is left, and min_p of the best; see `_draw`."""
     device, size = scaled.device, scaled.shape[1]
-    floor = torch.tensor([math.log(p.min_p) if p.min_p else -math.inf for p in params], device=device)
+    floor = send([math.log(p.min_p) if p.min_p else -math.inf for p in params], device, torch.float32)
+    flat = torch.zeros_like(floor, dtype=torch.bool)
     ks = [p.top_k if 0 < p.top_k < size else 0 for p in params]
     kth = torch.full_like(floor, -math.inf)
     if any(ks):
         best = _greatest(scaled, max(ks))
-        last = best.gather(1, torch.tensor([[max(k - 1, 0)] for k in ks], device=device)).squeeze(1)
-        kth = torch.where(torch.tensor(ks, device=device) > 0, last, kth)
-    nucleus = [j for j, p in enumerate(params) if p.top_p < 1]
-    if nucleus:
-        some, left = _take(scaled, nucleus), _take(weights, nucleus)
+        last = best.gather(1, _index([max(k - 1, 0) for k in ks], scaled)[:, None]).squeeze(1)
+        kth = torch.where(_index(ks, scaled) > 0, last, kth)
+    for fully in (False, True):
+        nucleus = [j for j, p in enumerate(params) if p.top_p < 1 and wide[j] is fully]
+        if not nucleus:
+            continue
+        some, left, where = _take(scaled, nucleus), _take(weights, nucleus), _index(nucleus, scaled)
         if any(ks):
-            left = left.masked_fill(some < kth[nucleus][:, None], 0)
-        share = torch.tensor([params[j].top_p for j in nucleus], dtype=torch.float64)
-        wanted = (share * left.sum(-1).cpu()).ceil().long().to(device)
-        floor[nucleus] = torch.maximum(floor[nucleus], _nucleus(some, wanted, FEW))
-    return torch.maximum(floor, kth)
+            left = left.masked_fill(some < kth[where][:, None], 0)
+        share = np.array([params[j].top_p for j in nucleus])
+        wanted = _times(left.sum(-1), share).ceil().long().to(device)
+        least, flat[where] = _nucleus(some, wanted, size if fully else FEW)
+        floor[where] = torch.maximum(floor[where], least)
+    return torch.maximum(floor, kth), flat
 
 
-def _nucleus(scaled: torch.Tensor, wanted: torch.Tensor, count: int) -> torch.Tensor:
-    """The greatest value such that it and all greater ones weigh ``wanted``, looked for in the first ``count``."""
+def _nucleus(scaled: torch.Tensor, wanted: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The greatest value such that it and all greater ones weigh ``wanted``, if it is among the first ``count``, and
+    whether it is not even among the first `FEW`."""
     best = _greatest(scaled, min(count, scaled.shape[1]))
     reached = _weights(best).cumsum(-1)
     at = torch.searchsorted(reached, wanted[:, None]).clamp_(max=best.shape[1] - 1)
-    floor = best.gather(1, at).squeeze(1)
-    short = reached[:, -1] < wanted
-    if best.shape[1] < scaled.shape[1] and bool(short.any()):
-        floor[short] = _nucleus(scaled[short], wanted[short], scaled.shape[1])  # flat: all of it must be sorted
-    return floor
+    return best.gather(1, at).squeeze(1), reached[:, min(FEW, best.shape[1]) - 1] < wanted
 
 
 def _greatest(scaled: torch.Tensor, count: int) -> torch.Tensor:

@@ -9,6 +9,10 @@ Rules.
 - When slots run out, cached prefixes are evicted, then the sequence that came last goes back to waiting with its
   tokens; it resumes exactly. The one that came first is never sent back, so something always finishes.
 - What goes wrong with one sequence ends its request and nothing else.
+- With ``overlap`` a step is planned while the one before it is in flight, as if that had landed: its sequences have
+  computed what it computes, and those that sample have one token more, unknown yet. Where one of them cannot go on like
+  that, or there is no slot for it, the next step is planned once this one has landed. A sequence that ended meanwhile
+  is in the next step for nothing: its share there counts no more, and its slots stay its own until that has landed.
 
 It must not know of torch, threads, text or tensors: the tests drive it with a fake executor. One thread calls it.
 """
@@ -26,6 +30,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from radixbackend.engine.flights import Flights
 from radixbackend.engine.plan import (
     ExecutorTraits,
     IntArray,
@@ -36,7 +41,7 @@ from radixbackend.engine.plan import (
     StepPlan,
     StepResult,
 )
-from radixbackend.engine.prefix_cache import Lease, PrefixCache
+from radixbackend.engine.prefix_cache import PrefixCache
 from radixbackend.engine.request import Request, Sequence, Status, Update
 from radixbackend.engine.waiting import GrowthEstimate, WaitingQueue
 from radixbackend.errors import (
@@ -81,7 +86,8 @@ class Scheduler:
 
     ``rank`` orders waiting views (indices, first to be admitted first). ``on_leave`` hears of each sequence that
     leaves the batch. ``compile_seconds`` tells what grammars took so far, ``encoded_images`` how many images the model
-    has computed, both for the stats.
+    has computed, both for the stats. With ``overlap``, if the executor can (then ``overlaps`` is set), `schedule` may
+    be called while a step is in flight.
     """
 
     def __init__(
@@ -96,6 +102,7 @@ class Scheduler:
         compile_seconds: Callable[[], float] = lambda: 0.0,
         encoded_images: Callable[[], int] = lambda: 0,
         jump_forward: bool = True,
+        overlap: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cache = cache
@@ -107,6 +114,8 @@ class Scheduler:
         self._compile_seconds = compile_seconds
         self._encoded_images = encoded_images
         self._use_drafts = jump_forward and traits.drafts
+        self.overlaps = overlap and traits.ahead
+        self._flights = Flights(cache)
         self._clock = clock
         self._ids = itertools.count()
         self._step = 0
@@ -114,7 +123,7 @@ class Scheduler:
         self._running: dict[SequenceId, Sequence] = {}  # in order of admission
         self._waiting = WaitingQueue()
         self._suspects: deque[Sequence] = deque()  # of a failed step; each is run alone to find the culprit
-        self._pins: dict[RequestId, Lease] = {}
+        self._pins: dict[RequestId, Sequence] = {}
         self._growth = GrowthEstimate()
         self._updates: list[Update] = []
         self._count = dict.fromkeys(_COUNTERS, 0)
@@ -145,8 +154,8 @@ class Scheduler:
 
     def unpin(self, request_id: RequestId) -> None:
         """Unlock the prefix that a request with ``pin`` kept; unknown ids do nothing."""
-        if lease := self._pins.pop(request_id, None):
-            self._cache.release(lease)
+        if sequence := self._pins.pop(request_id, None):
+            self._give_back(sequence)
 
     @property
     def has_work(self) -> bool:
@@ -172,7 +181,12 @@ class Scheduler:
     # -- schedule ------------------------------------------------------------------------------------------------
 
     def schedule(self) -> tuple[StepPlan | None, list[Update]]:
-        """The next step, or None when nothing can run now; and what ended before it could run."""
+        """The next step, or None when nothing can run now; and what ended before it could run.
+
+        The step is in flight from now on, until `commit` or `fail_step`.
+        """
+        if self._flights and not self._can_go_ahead():
+            return None, []
         self._growth.step()
         for sequence in list(self._running.values()):
             self._attach_matcher(sequence)
@@ -183,7 +197,22 @@ class Scheduler:
         if shares:
             self._step += 1
             plan = StepPlan(self._step, tuple(self._plan(sequence, share) for sequence, share in shares.items()))
+            for sequence, planned in zip(shares, plan.sequences, strict=True):
+                sequence.in_flight.append(planned)
+            self._flights.take_off(plan)
         return plan, self._take_updates()
+
+    def _can_go_ahead(self) -> bool:
+        """Whether everybody in flight can go on without knowing what is drawn there, and has a slot for that."""
+        return (
+            self.overlaps
+            and not self._suspects
+            and all(
+                s.request.goes_ahead and s.lease is not None and self._cache.grow(s.lease, len(s.tokens) + s.coming)
+                for s in self._running.values()
+                if s.in_flight
+            )
+        )
 
     def _share_out(self) -> dict[Sequence, Share]:
         """What each sequence computes in this step."""
@@ -216,7 +245,7 @@ class Scheduler:
         pending = self._pending(sequence)
         count = pending if budget > 0 and not self._traits.chunks else min(pending, max(budget, 0))
         if count and sequence.request.images is not None:
-            count = sequence.request.images.chunk(sequence.num_computed, count)
+            count = sequence.request.images.chunk(sequence.reach, count)
             count = count if count <= pending else 0  # a block is computed as a whole, when its last token can be
         if not count or not self._make_room(sequence, count, shares):
             return 0
@@ -229,12 +258,16 @@ class Scheduler:
     @staticmethod
     def _pending(sequence: Sequence) -> int:
         """Tokens to catch up now. The last one waits while the grammar that masks its logits is being compiled."""
-        return len(sequence.tokens) - sequence.num_computed - sequence.needs_matcher
+        if sequence.coming and sequence.coming >= sequence.remaining:
+            return 0  # it ends with what is in flight
+        return len(sequence.tokens) + sequence.coming - sequence.reach - sequence.needs_matcher
 
     def _make_room(self, sequence: Sequence, count: int, shares: dict[Sequence, Share]) -> bool:
         """Slots for ``count`` more tokens, sending back later sequences if need be; False if it had to go itself."""
         assert sequence.lease is not None
-        while not self._cache.grow(sequence.lease, sequence.num_computed + count):
+        while not self._cache.grow(sequence.lease, sequence.reach + count):
+            if self._flights:
+                raise IntegrityError(f"sequence {sequence.id} was to have its slots before the step in flight landed")
             victim = max(self._running.values(), key=lambda s: (-s.request.priority, s.arrival))
             if victim is sequence and len(self._running) == 1:
                 self._exhausted(sequence.request)
@@ -253,11 +286,12 @@ class Scheduler:
 
     def _plan(self, sequence: Sequence, share: Share) -> SequencePlan:
         assert sequence.lease is not None
-        params, start = sequence.request.params, sequence.num_computed
+        params, start = sequence.request.params, sequence.reach
         stop = start + share.own
-        tokens = sequence.tokens.view(start, stop)
+        unknown = stop > len(sequence.tokens)
+        tokens = np.zeros(1, np.int32) if unknown else sequence.tokens.view(start, stop)
         sample = None
-        if stop == len(sequence.tokens) and not sequence.prefill_only:
+        if stop == len(sequence.tokens) + sequence.coming and not sequence.prefill_only:
             sample = SampleSpec(
                 params=params,
                 seed=sequence.seed,
@@ -265,7 +299,8 @@ class Scheduler:
                 num_prompt=sequence.num_prompt,
                 drafts=share.drafts,
                 matcher=sequence.matcher,
-                remaining=sequence.remaining,
+                remaining=sequence.remaining - sequence.coming,
+                unknown=sequence.coming,
             )
         return SequencePlan(
             sequence_id=sequence.id,
@@ -276,6 +311,7 @@ class Scheduler:
             prompt_logprobs=params.prompt_logprobs if sequence.wants_prompt_logprobs else None,
             next_token=int(sequence.tokens.view()[stop]) if stop < sequence.num_prompt else None,
             images=sequence.request.images,
+            ahead=self._flights.row(sequence.id) if unknown else None,
         )
 
     # -- admission -----------------------------------------------------------------------------------------------
@@ -331,11 +367,12 @@ class Scheduler:
         lease = self._cache.acquire(self._usable(sequence), sequence.request.namespace)
         length = len(sequence.tokens)
         running = list(self._running.values())
-        reserve = self._growth.reserve([*running, sequence]) if running and not alone else 0
+        others = bool(running or self._flights)  # who will give slots back
+        reserve = self._growth.reserve([*running, sequence]) if others and not alone else 0
         roomy = self._cache.available() >= length - lease.num_cached + reserve
-        if (not roomy and running) or not self._cache.grow(lease, length):
+        if (not roomy and others) or not self._cache.grow(lease, length):
             self._cache.release(lease)
-            if running:
+            if others:
                 return False
             self._exhausted(sequence.request)
             return True
@@ -391,10 +428,13 @@ class Scheduler:
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[Update]:
         """Take in what a step produced; returns what callers are to be told."""
+        self._flights.land(plan)
         for share, sampled in zip(plan.sequences, result.sampled, strict=True):
             sequence = self._running.get(share.sequence_id)
-            if sequence is None:
-                continue  # a sibling choice failed in this very step, and the request with it
+            if sequence is None or not sequence.land(share):
+                continue  # it ended, with its request or by the token before, or this was computed from another token
+            if sampled.redrawn:
+                sequence.in_flight.clear()
             try:
                 self._commit_sequence(sequence, share, sampled)
             except Exception as fault:
@@ -418,13 +458,13 @@ class Scheduler:
         sequence.prompt_logprobs.extend(sampled.prompt_logprobs)
         if share.start < sequence.num_prompt or computed > 1:
             # Decoded tokens are published when the sequence leaves, in one piece.
-            self._cache.publish(sequence.lease, sequence.keys.view(0, share.start + computed))
+            self._publish(sequence, share.start + computed)
             self._count["prefilled_tokens"] += computed
         if share.sample is not None:
             self._count["drafted_tokens"] += drafts
             self._count["accepted_tokens"] += accepted
             self._append(sequence, sampled)
-        elif sequence.prefill_only and not self._pending(sequence):
+        elif sequence.prefill_only and not sequence.in_flight and not self._pending(sequence):
             self._end_choice(sequence, (), (), "length")
 
     def _append(self, sequence: Sequence, sampled: Sampled) -> None:
@@ -481,7 +521,7 @@ class Scheduler:
         self._leave(sequence, keep_lease=pin)
         sequence.move(Status.ENDED)
         if pin and sequence.lease is not None:
-            self._pins[request.id] = sequence.lease
+            self._pins[request.id] = sequence
         last = all(s.status is Status.ENDED for s in request.sequences)
         if last:
             request.ended = True
@@ -509,25 +549,32 @@ class Scheduler:
 
     def fail_step(self, plan: StepPlan, fault: Exception) -> list[Update]:
         """A step raised. One sequence in it: its request ends. Several: each is tried alone in the next steps."""
-        affected = [s for p in plan.sequences if (s := self._running.get(p.sequence_id))]
-        if len(affected) == 1:
+        self._flights.land(plan)
+        affected = [s for p in plan.sequences if (s := self._running.get(p.sequence_id)) and s.land(p)]
+        for sequence in affected:
+            sequence.in_flight.clear()  # nobody knows what the step behind it went on with
+        if affected and len(plan.sequences) == 1:
             error = StepError(f"the model failed on this request: {type(fault).__name__}: {fault}")
             self._fail(affected[0].request, chained(error, fault))
         elif not self._traits.shares_prefixes:
             for sequence in affected:  # what the executor keeps for them is half a step ahead
                 self._retract(sequence)
-        if len(affected) > 1:
+        if len(plan.sequences) > 1:
             self._suspects.extend(s for s in affected if s not in self._suspects)
         return self._take_updates()
 
     def quarantine(self, fault: Exception) -> list[Update]:
-        """The books do not balance. Forget every cached prefix and compute what was running anew."""
+        """The books do not balance. Forget every cached prefix and compute what was running anew.
+
+        Every step in flight has landed by now, and what it produced is forgotten, too.
+        """
         log.error("cache quarantined, every prefix is dropped: %s", fault)
         for sequence in list(self._running.values()):
             del self._running[sequence.id]
             self._on_leave(sequence.id)
             self._back_to_waiting(sequence)
         self._pins.clear()
+        self._flights.clear()
         self._cache.reset()
         self._count["quarantines"] += 1
         return self._take_updates()
@@ -568,14 +615,24 @@ class Scheduler:
 
     def _leave(self, sequence: Sequence, *, keep_lease: bool = False) -> None:
         """Out of the batch: what it computed stays in the tree, its other slots are free."""
-        lease = sequence.lease
-        assert lease is not None
         del self._running[sequence.id]
         self._on_leave(sequence.id)
-        self._cache.publish(lease, sequence.keys.view(0, sequence.num_computed))
+        self._publish(sequence, sequence.num_computed)
+        sequence.in_flight.clear()
         if not keep_lease:
-            self._cache.release(lease)
-            sequence.lease = None
+            self._give_back(sequence)
+
+    def _publish(self, sequence: Sequence, length: int) -> None:
+        assert sequence.lease is not None
+        in_use = self._flights.uses(sequence.id)
+        spare = self._cache.publish(sequence.lease, sequence.keys.view(0, length), keep=in_use)
+        if spare is not None:
+            self._flights.release(spare, sequence.id)
+
+    def _give_back(self, sequence: Sequence) -> None:
+        lease, sequence.lease = sequence.lease, None
+        if lease is not None:
+            self._flights.release(lease, sequence.id)
 
     def _retract(self, sequence: Sequence) -> None:
         self._leave(sequence)
@@ -587,6 +644,7 @@ class Scheduler:
     def _back_to_waiting(self, sequence: Sequence) -> None:
         sequence.move(Status.WAITING)
         sequence.lease = None
+        sequence.in_flight.clear()
         sequence.num_computed = 0
         sequence.prompt_logprobs.clear()
         self._enqueue(sequence)

@@ -54,7 +54,9 @@ class SequentialRunner:
         short, long = (self._cache_bytes(loaded, length) for length in (2, 10))
         growth = max(0, long - short) // 8
         self.bytes_per_slot = max(1, growth + max(0, short - 2 * growth) // STATE_SHARE)
-        self.traits = ExecutorTraits(shares_prefixes=False, chunks=chunks, drafts=chunks and self._croppable)
+        self.traits = ExecutorTraits(
+            shares_prefixes=False, chunks=chunks, drafts=chunks and self._croppable, ahead=False
+        )
 
     @property
     def encoded_images(self) -> int:
@@ -67,7 +69,7 @@ class SequentialRunner:
     def capture_decodes(self, rows: int, context: int) -> None:
         """Nothing: each sequence has its own cache, which grows."""
 
-    def run(self, plan: StepPlan) -> Logits:
+    def run(self, plan: StepPlan, drawn: torch.Tensor | None = None) -> Logits:
         rows: list[torch.Tensor] = []
         offsets = [0]
         with torch.inference_mode():

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from radixbackend.engine.answer import Reader
 from radixbackend.engine.channel import AsyncChannel, Channel, Deadline
 from radixbackend.engine.intake import Intake
 from radixbackend.types import TokenEvent
+
+if TYPE_CHECKING:
+    from radixbackend.engine.request import Update
 
 
 class TokenStream(Iterator[TokenEvent]):
@@ -19,7 +22,9 @@ class TokenStream(Iterator[TokenEvent]):
     aborts what is unfinished, within a token.
     """
 
-    def __init__(self, intake: Intake, channel: Channel, deadline: Deadline, abandon: Callable[[], None]) -> None:
+    def __init__(
+        self, intake: Intake, channel: Channel[Update], deadline: Deadline, abandon: Callable[[], None]
+    ) -> None:
         self._channel = channel
         self._reader = Reader(intake)
         self._deadline = deadline
@@ -62,8 +67,8 @@ class AsyncTokenStream(AsyncIterator[TokenEvent]):
 
     def __init__(
         self,
-        open_channel: Callable[[], AsyncChannel],
-        start: Callable[[AsyncChannel], Awaitable[Intake]],
+        open_channel: Callable[[], AsyncChannel[Update]],
+        start: Callable[[AsyncChannel[Update]], Awaitable[Intake]],
         timeout: float | None,
         abandon: Callable[[Intake], None],
     ) -> None:
@@ -71,7 +76,7 @@ class AsyncTokenStream(AsyncIterator[TokenEvent]):
         self._start = start
         self._deadline = Deadline(timeout)
         self._abandon = abandon
-        self._channel: AsyncChannel | None = None
+        self._channel: AsyncChannel[Update] | None = None
         self._intake: Intake | None = None
         self._reader: Reader | None = None
         self._closed = False

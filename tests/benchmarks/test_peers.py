@@ -7,6 +7,7 @@ import importlib
 import io
 import itertools
 import json
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -116,6 +117,16 @@ def test_first_token_is_one_for_each_request_and_no_empty_news() -> None:
     assert found.answers == [[1, 2, 3, 1, 2, 3]]
     assert len(found.first_token) == 2
     assert min(found.first_token) >= 0.03
+
+
+def test_memory_is_that_of_all_processes() -> None:
+    before = drive.peak_memory()
+    hold = "held = b'1' * (64 << 20); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert drive.peak_memory() > before + 64
+        child.communicate(b"\n")
 
 
 def test_a_failing_step_fails_those_who_wait_and_nobody_after() -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
 from radixbackend.engine.plan import ExecutorTraits, Sampled, SequenceId, SequencePlan, StepPlan, StepResult
 
 VOCAB = 50
+GARBAGE = 51
+"""What nobody asked for comes out as; no model says it."""
 
 
 def next_token(prefix: Iterable[int]) -> int:
@@ -19,36 +23,62 @@ def next_token(prefix: Iterable[int]) -> int:
 
 
 class FakeExecutor:
-    """Computes from what its slots hold alone: a wrong, stale or shared-by-mistake slot gives other tokens."""
+    """Computes from what its slots hold alone: a wrong, stale or shared-by-mistake slot gives other tokens.
+
+    A queue like a device's: a step is computed when its result is asked for, in the order of the launches, and one
+    that goes ahead takes its tokens from the one before it.
+    """
 
     def __init__(self, traits: ExecutorTraits | None = None) -> None:
         self.traits = traits or ExecutorTraits()
         self.store: dict[int, tuple[int, int]] = {}  # slot → (token, position)
         self.plans: list[StepPlan] = []
+        self.in_flight: deque[FakeLaunched] = deque()
         self.poison: set[int] = set()  # a token that makes the step raise
+        self.refused: set[int] = set()  # a token that makes it raise at once
         self.left: list[SequenceId] = []
+        self.redrawn: set[int] = set()  # a token of which the device first draws another
+        self.drawn: list[int] = []  # by the last step computed
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def launch(self, plan: StepPlan) -> FakeLaunched:
+        if any(self.refused & set(s.tokens.tolist()) for s in plan.sequences):
+            raise RuntimeError("refused step")
         self.plans.append(plan)
-        for sequence in plan.sequences:
-            assert len(sequence.tokens) > 0
-            assert len(sequence.slots) == sequence.context == len(set(sequence.slots.tolist()))
-            for i, token in enumerate(sequence.tokens.tolist()):
-                self.store[int(sequence.slots[sequence.start + i])] = (token, sequence.start + i)
-        if any(self.poison & set(s.tokens.tolist()) for s in plan.sequences):
-            raise RuntimeError("poisoned step")
-        return StepResult(tuple(self._sample(s) for s in plan.sequences))
+        self.in_flight.append(FakeLaunched(self, plan))
+        return self.in_flight[-1]
 
-    def _sample(self, sequence: SequencePlan) -> Sampled:
-        held = [self.store[int(slot)] for slot in sequence.slots]
+    def compute(self, plan: StepPlan, slots: list[list[int]], spoilt: set[SequenceId]) -> StepResult:
+        """``spoilt`` are sequences whose last step raised when this one was launched already: anything comes out."""
+        drawn, self.drawn = self.drawn, [GARBAGE] * len(plan.sequences)
+        tokens = [s.tokens.tolist() if s.ahead is None else [drawn[s.ahead]] for s in plan.sequences]
+        for sequence, places, own in zip(plan.sequences, slots, tokens, strict=True):
+            assert 0 < len(own) <= len(places) == sequence.context == len(set(places))
+            for i, token in enumerate(own, sequence.start):
+                self.store[places[i]] = (token, i)
+        if any(self.poison & set(own) for own in tokens):
+            for behind in self.in_flight:
+                behind.spoilt |= {s.sequence_id for s in plan.sequences}
+            raise RuntimeError("poisoned step")
+        sampled = tuple(
+            Sampled((GARBAGE,)) if s.sequence_id in spoilt else self._sample(s, places)
+            for s, places in zip(plan.sequences, slots, strict=True)
+        )
+        sampled = tuple(replace(s, redrawn=bool(self.redrawn & set(s.tokens))) for s in sampled)
+        self.drawn = [s.tokens[0] if s.tokens and not s.redrawn else GARBAGE for s in sampled]
+        return StepResult(sampled)
+
+    def _sample(self, sequence: SequencePlan, slots: list[int]) -> Sampled:
+        held = [self.store[slot] for slot in slots]
         assert [position for _, position in held] == list(range(sequence.context)), "a slot holds another position"
-        if sequence.sample is None:
+        spec = sequence.sample
+        if spec is None:
             return Sampled()
         tokens = [token for token, _ in held]
-        plain = len(tokens) - len(sequence.sample.drafts)
-        assert tokens[:plain] == sequence.sample.history.tolist(), "the slots hold another prefix"
+        plain = len(tokens) - len(spec.drafts)
+        assert tokens[: plain - spec.unknown] == spec.history.tolist(), "the slots hold another prefix"
+        assert plain == spec.num_prompt + spec.num_generated
         out = [next_token(tokens[:plain])]
-        for i, draft in enumerate(sequence.sample.drafts):
+        for i, draft in enumerate(spec.drafts):
             if out[-1] != draft:
                 break
             out.append(next_token(tokens[: plain + i + 1]))
@@ -56,6 +86,19 @@ class FakeExecutor:
 
     def forget(self, sequence_id: SequenceId) -> None:
         self.left.append(sequence_id)
+
+
+class FakeLaunched:
+    """``slots`` are a copy, as a device has one: those of each sequence, which nobody else may be given meanwhile."""
+
+    def __init__(self, executor: FakeExecutor, plan: StepPlan) -> None:
+        self.executor, self.plan = executor, plan
+        self.slots = [s.slots.tolist() for s in plan.sequences]
+        self.spoilt: set[SequenceId] = set()
+
+    def result(self) -> StepResult:
+        assert self.executor.in_flight.popleft() is self, "results are asked for in order"
+        return self.executor.compute(self.plan, self.slots, self.spoilt)
 
 
 def plain(prompt: list[int], count: int) -> list[int]:

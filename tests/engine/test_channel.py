@@ -12,6 +12,7 @@ import pytest
 
 from radixbackend.engine.channel import AtOnce, Deadline, Mailboxes
 from radixbackend.engine.request import ConsumerGone, Update
+from radixbackend.errors import RequestTimeoutError
 
 NEVER = Deadline(None)
 
@@ -42,6 +43,7 @@ async def test_a_step_for_many_tasks_is_one_wake_up(monkeypatch: pytest.MonkeyPa
         assert len(calls) == 1
         got = [(await channel.get(NEVER)).request for channel in channels]
         assert got == list(range(20))
+        await asyncio.sleep(0)  # the wake-up, for nothing now
 
 
 @pytest.mark.asyncio
@@ -95,9 +97,58 @@ def test_updates_posted_but_never_read_do_not_hide_a_closed_loop() -> None:
 
 def test_what_is_kept_back_comes_in_order_with_the_last() -> None:
     got: list[Any] = []
-    kept = AtOnce(lambda u: got.append(u.request))
+    kept = AtOnce(got.append)
     for number in range(3):
         kept.put(update(number))
         assert got == []
     kept.put(update(3, last=True))
-    assert got == [0, 1, 2, 3]
+    assert [[u.request for u in updates] for updates in got] == [[0, 1, 2, 3]]
+
+
+@pytest.mark.asyncio
+async def test_what_is_there_already_is_got_without_a_turn_of_the_loop() -> None:
+    channel = Mailboxes().channel()
+    turns: list[int] = []
+    channel.put(update(1))
+    channel.put(update(2))
+    asyncio.get_running_loop().call_soon(turns.append, 1)
+    assert [(await channel.get(NEVER)).request for _ in range(2)] == [1, 2]
+    assert turns == []
+
+
+@pytest.mark.asyncio
+async def test_a_late_wake_up_does_not_end_the_next_wait() -> None:
+    channel = Mailboxes().channel()
+    channel.put(update(1))
+    await channel.get(NEVER)  # its wake-up is still to come
+    waiting = asyncio.create_task(channel.get(NEVER))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    channel.put(update(2))
+    assert (await waiting).request == 2
+
+
+@pytest.mark.asyncio
+async def test_a_deadline_ends_a_wait_and_not_what_is_there() -> None:
+    channel = Mailboxes().channel()
+    with pytest.raises(RequestTimeoutError):
+        await channel.get(Deadline(0.01))
+    channel.put(update(1))
+    assert (await channel.get(Deadline(0))).request == 1
+    waiting = asyncio.create_task(channel.get(Deadline(10)))
+    await asyncio.sleep(0)
+    channel.put(update(2))
+    assert (await waiting).request == 2
+
+
+@pytest.mark.asyncio
+async def test_a_cancelled_wait_loses_nothing() -> None:
+    channel = Mailboxes().channel()
+    waiting = asyncio.create_task(channel.get(NEVER))
+    await asyncio.sleep(0)
+    channel.put(update(1))
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert (await channel.get(NEVER)).request == 1

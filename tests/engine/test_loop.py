@@ -33,7 +33,7 @@ class Heard:
 
 
 class Bench:
-    def __init__(self, max_open: int = 100) -> None:
+    def __init__(self, max_open: int = 100, *, overlap: bool = False) -> None:
         self.cache = PrefixCache(2000)
         self.executor = FakeExecutor()
         self.scheduler = Scheduler(
@@ -43,6 +43,7 @@ class Bench:
             end_tokens=(0,),
             rank=radix_rank_waiting,
             on_leave=self.executor.forget,
+            overlap=overlap,
         )
         self.heard = Heard()
         self.exited = threading.Event()
@@ -59,9 +60,9 @@ class Bench:
         return request, updates
 
 
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    bench = Bench()
+@pytest.fixture(params=[False, True], ids=["plain", "overlap"])
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    bench = Bench(overlap=request.param)
     yield bench
     bench.loop.close()
     assert bench.exited.is_set()
@@ -141,6 +142,40 @@ def test_a_thread_that_dies_leaves_nobody_waiting(bench: Bench) -> None:
     bench.loop.close()
     with pytest.raises(EngineClosedError):
         bench.loop.submit([bench.request(2)[0]])
+
+
+def test_updates_are_delivered_while_the_next_step_is_in_flight_and_records_say_so() -> None:
+    bench = Bench(overlap=True)
+    updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
+    in_flight = []
+
+    def sink(update: Update) -> None:
+        in_flight.append(len(bench.executor.in_flight))
+        updates.put(update)
+
+    request, _ = bench.request(1, 6, sink)
+    bench.loop.submit([request])
+    assert answer(updates) == plain([2, 7, 8], 6)
+    bench.loop.close()
+    assert in_flight == [1, 1, 1, 1, 1, 0]
+    assert [r.ahead for r in bench.heard.steps] == [False, True, True, True, True, True]
+    assert [r.step for r in bench.heard.steps] == [1, 2, 3, 4, 5, 6]
+    assert all(min(r.schedule_seconds, r.execute_seconds, r.commit_seconds) >= 0 for r in bench.heard.steps)
+    ends = [r.started + r.schedule_seconds for r in bench.heard.steps]
+    assert ends == sorted(ends)
+
+
+def test_close_waits_for_what_is_in_flight() -> None:
+    bench = Bench(overlap=True)
+    request, updates = bench.request(1, 1500)
+    request.max_length = 1500
+    bench.loop.submit([request])
+    updates.get(timeout=5)
+    bench.loop.close()
+    assert not bench.executor.in_flight
+    with pytest.raises(RequestAbortedError):
+        answer(updates)
+    assert bench.loop.stats.slots_held == 0
 
 
 def test_the_bound_counts_what_is_unfinished() -> None:

@@ -2,112 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import random
-from collections import defaultdict
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from radixbackend.builtin_plugin import radix_rank_waiting
-from radixbackend.engine.plan import ExecutorTraits, StepPlan
-from radixbackend.engine.prefix_cache import PrefixCache
-from radixbackend.engine.request import TRANSITIONS, Request, Sequence, Status, Update
-from radixbackend.engine.scheduler import HOLD_TOKENS, Limits, Scheduler
+from radixbackend.engine.plan import ExecutorTraits
+from radixbackend.engine.request import TRANSITIONS, Request, Sequence, Status
+from radixbackend.engine.scheduler import HOLD_TOKENS
 from radixbackend.errors import CacheExhaustedError, GrammarCompileError, IntegrityError, RequestAbortedError, StepError
-from radixbackend.types import RequestId, SamplingParams, TokenEvent
-from tests.engine.fake import FakeExecutor, plain
-
-
-@dataclass
-class Outcome:
-    tokens: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
-    reasons: dict[int, str] = field(default_factory=dict)
-    events: list[TokenEvent] = field(default_factory=list)
-    error: Exception | None = None
-    ends: int = 0
-
-
-class Bench:
-    """A scheduler, its cache and a fake executor, stepped by hand; the books are checked after every step."""
-
-    def __init__(self, slots: int = 2000, *, traits: ExecutorTraits | None = None, cache: bool = True, **limits: int):
-        traits = traits or ExecutorTraits()
-        self.cache = PrefixCache(slots, enabled=cache and traits.shares_prefixes)
-        self.executor = FakeExecutor(traits)
-        self.scheduler = Scheduler(
-            self.cache,
-            Limits(**limits),
-            traits=traits,
-            end_tokens=(0,),
-            rank=radix_rank_waiting,
-            on_leave=self.executor.forget,
-        )
-        self.outcomes: dict[RequestId, Outcome] = {}
-        self.ids = itertools.count()
-
-    def add(self, prompt: list[int], max_tokens: int = 8, *, n: int = 1, priority: int = 0, **options) -> RequestId:
-        params = options.pop("params", SamplingParams(max_tokens=max_tokens, n=n))
-        request = Request(
-            id=RequestId(next(self.ids)),
-            prompt=np.array(prompt, np.int32),
-            params=params,
-            max_length=len(prompt) + max_tokens,
-            seeds=tuple(range(n)),
-            sink=lambda update: None,
-            priority=priority,
-            **options,
-        )
-        self.outcomes[request.id] = Outcome()
-        self.scheduler.add([request])
-        return request.id
-
-    def take(self, updates: list[Update]) -> None:
-        for update in updates:
-            outcome = self.outcomes[update.request.id]
-            assert not outcome.ends, "an update after the last"
-            outcome.ends += update.last
-            outcome.error = update.error
-            if event := update.event:
-                outcome.events.append(event)
-                outcome.tokens[event.index] += event.token_ids
-                if event.finish_reason:
-                    outcome.reasons[event.index] = event.finish_reason
-
-    def step(self) -> StepPlan | None:
-        plan, updates = self.scheduler.schedule()
-        self.take(updates)
-        if plan is not None:
-            try:
-                result = self.executor.execute(plan)
-            except RuntimeError as fault:
-                self.take(self.scheduler.fail_step(plan, fault))
-            else:
-                self.take(self.scheduler.commit(plan, result))
-        self.cache.check()
-        return plan
-
-    def run(self, limit: int = 5000) -> int:
-        for step in range(limit):
-            if not self.scheduler.has_work:
-                self.idle()
-                return step
-            before = sum(o.ends for o in self.outcomes.values())
-            assert self.step() or sum(o.ends for o in self.outcomes.values()) > before, "work, but nothing to run"
-        raise AssertionError("not done")
-
-    def idle(self) -> None:
-        """Nothing is leaked and every request ended exactly once."""
-        stats = self.scheduler.stats()
-        assert (stats.slots_held, stats.running, stats.waiting) == (0, 0, 0)
-        assert all(o.ends == 1 for o in self.outcomes.values())
-
-
-def prompt(seed: int, length: int, shared: list[int] = ()) -> list[int]:
-    rng = random.Random(seed)
-    return list(shared) + [rng.randrange(1, 50) for _ in range(length - len(shared))]
+from radixbackend.types import RequestId, SamplingParams
+from tests.engine.fake import plain
+from tests.engine.scheduling import Bench, FakeGrammar, done, prompt
 
 
 def test_mixed_lengths_in_one_batch_each_get_their_own_tokens():
@@ -392,45 +300,6 @@ def test_stop_tokens_report_which():
     assert bench.outcomes[request].events[-1].stop_reason == stop
 
 
-class FakeMatcher:
-    """Allows what the fake model says anyway; foretells it, sometimes wrongly."""
-
-    def __init__(self, tokens: list[int], wrong_from: int | None = None) -> None:
-        self.script, self.at, self.wrong_from = tokens, 0, wrong_from
-
-    def accept(self, token: int) -> bool:
-        good = self.at < len(self.script) and self.script[self.at] == token
-        self.at += good
-        return good
-
-    def forced_tokens(self, limit: int) -> tuple[int, ...]:
-        out = list(self.script[self.at : self.at + min(limit, 5)])
-        if self.wrong_from is not None:
-            out = [t + 1 if i >= self.wrong_from else t for i, t in enumerate(out)]
-        return tuple(out)
-
-    def is_complete(self) -> bool:
-        return self.at == len(self.script)
-
-    is_finished = is_complete
-
-
-class FakeGrammar:
-    nbytes = 0
-
-    def __init__(self, *args) -> None:
-        self.args = args
-
-    def matcher(self) -> FakeMatcher:
-        return FakeMatcher(*self.args)
-
-
-def done(grammar: FakeGrammar) -> Future:
-    future: Future = Future()
-    future.set_result(grammar)
-    return future
-
-
 @pytest.mark.parametrize("wrong_from", [None, 0, 1, 3])
 def test_drafts_change_the_number_of_steps_not_the_tokens(wrong_from):
     p = prompt(1, 30)
@@ -504,7 +373,11 @@ def test_a_sequence_whose_logits_are_broken_leaves_nothing_of_that_step_in_the_c
     request = bench.add(p, 5)
     other = bench.add(prompt(2, 5), 5)
     sample = bench.executor._sample
-    bench.executor._sample = lambda s: replace(sample(s), error="not finite") if s.context == 40 else sample(s)
+
+    def spoilt(s, slots):
+        return replace(sample(s, slots), error="not finite") if s.context == 40 else sample(s, slots)
+
+    bench.executor._sample = spoilt
     bench.run()
     assert isinstance(bench.outcomes[request].error, StepError)
     assert bench.cache.match(np.array(p, np.int32)) < 40

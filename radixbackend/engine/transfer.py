@@ -1,0 +1,73 @@
+"""Small tensors between host and device, without waiting for what the device is computing.
+
+Rules. On CUDA every copy goes through pinned memory of its own, which the allocator does not hand out again before the
+copy is done, and is ordered among the kernels launched before and after it. Elsewhere these are ordinary copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from radixbackend.engine.plan import StepPlan
+from radixbackend.errors import IntegrityError
+
+
+def send(values: NDArray[np.generic] | Sequence[float], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor on the device. The caller does not wait for the copy, only what it launches next does."""
+    array = np.asarray(values)
+    if device.type != "cuda":
+        return torch.from_numpy(array).to(device, dtype)
+    host = torch.empty(array.shape, dtype=dtype, pin_memory=True)
+    host.copy_(torch.from_numpy(array))
+    return host.to(device, non_blocking=True)
+
+
+class Fetch:
+    """A tensor on its way to the host."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._host, self._done = tensor, None
+        if tensor.device.type == "cuda":
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host.copy_(tensor, non_blocking=True)
+            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._done.record(torch.cuda.current_stream(tensor.device))
+
+    def wait(self) -> torch.Tensor:
+        """The tensor on the host, once the device has got that far; what was launched later is not waited for."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._host.cpu()
+
+
+class Staging:
+    """Entered while someone else copies to the device from host memory that it fills again every time (FlashInfer's
+    plans): not before the device has read what was there, which may be behind a step in flight."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._read = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> None:
+        if self._read is not None:
+            self._read.synchronize()
+
+    def __exit__(self, *_: object) -> None:
+        if self._read is not None:
+            self._read.record(torch.cuda.current_stream(self._device))
+
+
+def fill_in(ids: torch.Tensor, plan: StepPlan, drawn: torch.Tensor | None) -> None:
+    """Where a sequence goes on with a token that the step before drew, put it into the packed ``ids [T]``."""
+    ends = np.cumsum([len(s.tokens) for s in plan.sequences])
+    places = [(end - 1, s.ahead) for end, s in zip(ends, plan.sequences, strict=True) if s.ahead is not None]
+    if not places:
+        return
+    if drawn is None:
+        raise IntegrityError("a step goes on with tokens that no step before it draws")
+    at, rows = send(np.array(places).T.copy(), ids.device, torch.long)
+    ids.index_copy_(0, at, drawn.index_select(0, rows))
