@@ -177,6 +177,11 @@ class Plugins:
         """Tell everyone who listens."""
         self._tell("radix_request_finished", record=record)
 
+    @property
+    def hears_steps(self) -> bool:
+        """Whether anybody listens to `step_finished`."""
+        return bool(self._manager.hook.radix_step_finished.get_hookimpls())
+
     def step_finished(self, record: StepRecord) -> None:
         """Tell everyone who listens."""
         self._tell("radix_step_finished", record=record)

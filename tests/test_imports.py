@@ -145,7 +145,16 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 }
 """Module or package → what it may import at run time; a package stands for all of its files, "" for public names."""
 
-NO_TORCH = ("engine.request", "engine.flights", "engine.scheduler", "engine.waiting", "engine.prefix_cache", "plugins", "metrics", "cli")
+NO_TORCH = (
+    "engine.request",
+    "engine.flights",
+    "engine.scheduler",
+    "engine.waiting",
+    "engine.prefix_cache",
+    "plugins",
+    "metrics",
+    "cli",
+)
 
 
 def modules() -> list[str]:

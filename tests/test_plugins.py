@@ -173,9 +173,9 @@ def test_unknown_names_say_what_there_is() -> None:
 
 def test_builtin_names_are_made() -> None:
     plugins = Plugins(discover=False)
-    for name in ("auto", "torch"):
-        assert plugins.make_attention(name, "cpu").name == "torch"
-    for name in {*builtin_plugin.ATTENTION_NAMES} - {"auto", "torch"}:
+    assert plugins.make_attention("auto", "cpu").name in ("native", "torch")
+    assert plugins.make_attention("torch", "cpu").name == "torch"
+    for name in {*builtin_plugin.ATTENTION_NAMES} - {"auto", "torch", "native"}:
         with pytest.raises(ConfigError, match=f"attention='{name}' takes an NVIDIA GPU"):
             plugins.make_attention(name, "cpu")
     assert plugins.make_attention("triton-deterministic", "cuda").deterministic  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 from radixbackend.config import EngineConfig
 from radixbackend.engine.answer import result
 from radixbackend.engine.build import Parts, build
-from radixbackend.engine.channel import AsyncChannel, AtOnce, Channel, Deadline, Mailboxes
+from radixbackend.engine.channel import AtOnce, Channel, Deadline, Mailboxes
 from radixbackend.engine.intake import Intake
 from radixbackend.engine.loop import start
 from radixbackend.engine.streams import AsyncTokenStream, TokenStream
@@ -146,7 +146,7 @@ class Engine:
             )
         asked = [_one(p, sampling, constraint, priority, cache_salt, images) for p in prompts]
         channels: list[Channel[list[Update]]] = [Channel() for _ in asked]
-        intakes = [parts.desk.admit(a, AtOnce(c.put).put) for a, c in zip(asked, channels, strict=True)]
+        intakes = [parts.desk.admit(a, AtOnce(c.put).put, stream=False) for a, c in zip(asked, channels, strict=True)]
         _submit(parts, intakes)
         deadline = Deadline(timeout)
         answers: list[GenerationResult | RadixError] = []
@@ -179,7 +179,7 @@ class Engine:
         """
         parts, channel = self._parts, self._mailboxes.channel()
         asked = _one(prompt, sampling, constraint, priority, cache_salt, images)
-        intake = await _admit(parts, asked, AtOnce(channel.put))
+        intake = await _admit(parts, asked, AtOnce(channel.put).put, stream=False)
         try:
             return result(intake, await channel.get(Deadline(timeout)))
         finally:
@@ -272,7 +272,9 @@ class Engine:
     def _prefill(self, prefix: Prompt, cache_salt: str | None, *, pin: bool) -> tuple[RequestId, Usage]:
         parts = self._parts
         channel: Channel[list[Update]] = Channel()
-        intake = parts.desk.admit(_one(prefix, _PREFILL, None, 0, cache_salt), AtOnce(channel.put).put, pin=pin)
+        intake = parts.desk.admit(
+            _one(prefix, _PREFILL, None, 0, cache_salt), AtOnce(channel.put).put, stream=False, pin=pin
+        )
         _submit(parts, [intake])
         try:
             return intake.request.id, result(intake, channel.get(Deadline(None))).usage
@@ -395,13 +397,15 @@ def _submit(parts: Parts, intakes: Sequence[Intake]) -> None:
             request.grammar.add_done_callback(lambda _: parts.loop.wake())
 
 
-async def _admit(parts: Parts, asked: GenerationRequest, channel: AsyncChannel[Update] | AtOnce) -> Intake:
+async def _admit(
+    parts: Parts, asked: GenerationRequest, sink: Callable[[Update], None], *, stream: bool = True
+) -> Intake:
     """Check and queue; off the event loop where checking takes long."""
     long = isinstance(asked.prompt, str) and len(asked.prompt) > LONG_TEXT
     if asked.constraint is not None or asked.images or long:
-        intake = await asyncio.to_thread(parts.desk.admit, asked, channel.put)
+        intake = await asyncio.to_thread(parts.desk.admit, asked, sink, stream=stream)
     else:
-        intake = parts.desk.admit(asked, channel.put)
+        intake = parts.desk.admit(asked, sink, stream=stream)
     _submit(parts, [intake])
     return intake
 

@@ -94,8 +94,10 @@ class FrontDesk:
         self._no_images = no_images
         self._ids = itertools.count()
 
-    def admit(self, asked: GenerationRequest, sink: Callable[[Update], None], *, pin: bool = False) -> Intake:
-        """Raises `InvalidRequestError` or one of its kinds; then nothing was queued."""
+    def admit(
+        self, asked: GenerationRequest, sink: Callable[[Update], None], *, stream: bool = True, pin: bool = False
+    ) -> Intake:
+        """Raises `InvalidRequestError` or one of its kinds; then nothing was queued. See `Request` for the flags."""
         params = asked.sampling
         self._check_params(params)
         prompt, images = self._read(asked) if asked.images else (self._encode(asked.prompt), None)
@@ -120,6 +122,7 @@ class FrontDesk:
             grammar=grammar,
             stop_checks=stop_checks,
             images=images,
+            stream=stream,
             pin=pin,
             submitted=time.monotonic(),
         )

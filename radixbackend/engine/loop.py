@@ -35,6 +35,10 @@ POLL_SECONDS = 0.05
 class Observer(Protocol):
     """Hears of every step and of every ended request, on the engine's thread; must not raise."""
 
+    @property
+    def hears_steps(self) -> bool:
+        """Whether anybody does: otherwise steps are not told."""
+
     def step_finished(self, record: StepRecord) -> None: ...
 
     def request_finished(self, record: RequestRecord) -> None: ...
@@ -251,6 +255,8 @@ class EngineLoop:
         self._guarded(commit)
         committed = time.monotonic()
         since, self._landed = max(flight.launched_at, self._landed), landed
+        if not self._observer.hears_steps:
+            return
         prompts = [p for p in plan.sequences if len(p.tokens) - _drafts(p) > 1]
         drafts = sum(_drafts(p) for p in plan.sequences)
         prefill = sum(len(p.tokens) - _drafts(p) for p in prompts)
@@ -278,7 +284,7 @@ class EngineLoop:
             plan, updates = self._scheduler.schedule()
             return updates
 
-        self._guarded(command)
+        self._guarded(command, counts=False)  # commit will count, once a step
         return plan
 
     def _outcome(self, flight: _Flight) -> Command:
@@ -298,15 +304,19 @@ class EngineLoop:
         while self._flights:
             self._outcome(self._flights.popleft())
 
-    def _guarded(self, command: Command) -> None:
-        """Run a command and deliver its updates; a fault of the scheduler's own books is contained, not fatal."""
+    def _guarded(self, command: Command, *, counts: bool = True) -> None:
+        """Run a command and deliver its updates; a fault of the scheduler's own books is contained, not fatal.
+
+        Without ``counts`` the stats stay as they were if there is nothing to deliver.
+        """
         try:
             updates = command()
         except Exception as fault:
             log.exception("the scheduler failed")
             self._wait()  # slots are about to be given to others
             updates = self._scheduler.quarantine(fault)
-        self._deliver(updates)
+        if updates or counts:
+            self._deliver(updates)
 
     def _deliver(self, updates: list[Update]) -> None:
         self.stats = self._scheduler.stats()  # first, so that a caller who has its answer finds it counted
@@ -324,6 +334,7 @@ class EngineLoop:
                     log.exception("the consumer of request %d failed; the request is aborted", update.request.id)
                 if not update.last:
                     pending.extend(self._scheduler.abort(update.request.id))
+                    self.stats = self._scheduler.stats()
 
 
 def _drafts(sequence: SequencePlan) -> int:

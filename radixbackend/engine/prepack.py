@@ -61,7 +61,7 @@ def prepack(loaded: LoadedModel) -> int:
     return len(packed)
 
 
-def _pack(module: nn.Linear) -> bool:
+def _pack(module: Any) -> bool:
     weight = module.weight
     if weight.dtype != torch.bfloat16 or weight.layout != torch.strided or module._forward_hooks:
         return False

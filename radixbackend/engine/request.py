@@ -12,7 +12,7 @@ import enum
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -43,8 +43,7 @@ class StopCheck(Protocol):
         """Whether the output ends with this token."""
 
 
-@dataclass(frozen=True, slots=True)
-class Update:
+class Update(NamedTuple):
     """What a request's caller is told: one event, or the error that ended the request."""
 
     request: Request
@@ -73,6 +72,7 @@ class Request:
     grammar: Future[Grammar] | None = None
     stop_checks: tuple[StopCheck, ...] | None = None  # one per choice
     images: PromptImages | None = None
+    stream: bool = True  # told of tokens as they come; else of each choice once, when it has ended
     pin: bool = False  # keep the prompt's prefix locked when the request ends
     submitted: float = 0.0
     admitted: float | None = None
@@ -144,12 +144,15 @@ class Sequence:
     __slots__ = (
         "arrival",
         "arrived_step",
+        "coming",
         "drafts",
+        "goes_ahead",
         "id",
         "in_flight",
         "index",
         "keys",
         "lease",
+        "logprobs",
         "matcher",
         "num_cached",
         "num_computed",
@@ -184,10 +187,13 @@ class Sequence:
         self.num_cached: int | None = None  # of the prompt, when first admitted
         self.num_forced = 0
         self.in_flight: list[SequencePlan] = []  # its shares of steps that have not landed; those that still count
+        self.coming = 0  # tokens drawn in flight, not known yet: one for each step that samples and verifies no drafts
+        self.goes_ahead = request.goes_ahead
         self.drafts: tuple[int, ...] = ()
         self.matcher: Matcher | None = None
         self.stop_check = request.stop_checks[index] if request.stop_checks else None
         self.prompt_logprobs: list[TokenLogprob] = []
+        self.logprobs: list[TokenLogprob] = []  # not told yet
 
     def move(self, status: Status) -> None:
         """Change status, or raise `IntegrityError` and change nothing."""
@@ -195,11 +201,22 @@ class Sequence:
             raise IntegrityError(f"sequence {self.id} cannot go from {self.status.value} to {status.value}")
         self.status = status
 
+    def take_off(self, share: SequencePlan) -> None:
+        """Its share of a step is in flight."""
+        self.in_flight.append(share)
+        self.coming += share.sample is not None
+
+    def ground(self) -> None:
+        """Nothing that is in flight counts any more."""
+        self.in_flight.clear()
+        self.coming = 0
+
     def land(self, share: SequencePlan) -> bool:
         """Its share of a step has landed; whether that still counts."""
         if share not in self.in_flight:
             return False
         self.in_flight.remove(share)
+        self.coming -= share.sample is not None
         return True
 
     def append(self, token: int) -> None:
@@ -221,11 +238,6 @@ class Sequence:
     def reach(self) -> int:
         """Tokens that have their keys and values once everything in flight has landed."""
         return self.in_flight[-1].context if self.in_flight else self.num_computed
-
-    @property
-    def coming(self) -> int:
-        """Tokens drawn in flight, not known yet: one for each step that samples and verifies no drafts."""
-        return sum(share.sample is not None for share in self.in_flight) if self.in_flight else 0
 
     @property
     def prefill_only(self) -> bool:

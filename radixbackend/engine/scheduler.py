@@ -188,7 +188,7 @@ class Scheduler:
         if self._flights and not self._can_go_ahead():
             return None, []
         self._growth.step()
-        for sequence in list(self._running.values()):
+        for sequence in [s for s in self._running.values() if s.needs_matcher]:
             self._attach_matcher(sequence)
         while self._suspects and self._suspects[0].status is Status.ENDED:
             self._suspects.popleft()
@@ -198,7 +198,7 @@ class Scheduler:
             self._step += 1
             plan = StepPlan(self._step, tuple(self._plan(sequence, share) for sequence, share in shares.items()))
             for sequence, planned in zip(shares, plan.sequences, strict=True):
-                sequence.in_flight.append(planned)
+                sequence.take_off(planned)
             self._flights.take_off(plan)
         return plan, self._take_updates()
 
@@ -208,7 +208,7 @@ class Scheduler:
             self.overlaps
             and not self._suspects
             and all(
-                s.request.goes_ahead and s.lease is not None and self._cache.grow(s.lease, len(s.tokens) + s.coming)
+                s.goes_ahead and s.lease is not None and self._cache.grow(s.lease, len(s.tokens) + s.coming)
                 for s in self._running.values()
                 if s.in_flight
             )
@@ -220,10 +220,10 @@ class Scheduler:
         retractions = self._count["retractions"]
         shares: dict[Sequence, Share] = {}
         # One token to go, then prompts: a prompt must not stall an answer being written.
-        todo = [s for s in self._running.values() if self._pending(s)]
-        for sequence in sorted(todo, key=lambda s: (self._pending(s) > 1, s.arrival)):
+        todo = [(pending > 1, s.arrival, s, pending) for s in self._running.values() if (pending := self._pending(s))]
+        for _, _, sequence, pending in sorted(todo):  # no two arrived together, so no sequences are compared
             if sequence.status is Status.RUNNING:  # not sent back a moment ago
-                budget -= self._share(sequence, budget, shares)
+                budget -= self._share(sequence, pending, budget, shares)
         if self._waiting and retractions == self._count["retractions"]:
             self._admit(budget, shares)
         return shares
@@ -237,12 +237,11 @@ class Scheduler:
             self._suspects.rotate(-1)  # its grammar is still being compiled
             return self._share_out()
         if sequence.id in self._running:
-            self._share(sequence, self._limits.step_tokens, shares)
+            self._share(sequence, self._pending(sequence), self._limits.step_tokens, shares)
         return shares or self._share_out()
 
-    def _share(self, sequence: Sequence, budget: int, shares: dict[Sequence, Share]) -> int:
+    def _share(self, sequence: Sequence, pending: int, budget: int, shares: dict[Sequence, Share]) -> int:
         """Give one running sequence its share of the budget; returns how many tokens that is."""
-        pending = self._pending(sequence)
         count = pending if budget > 0 and not self._traits.chunks else min(pending, max(budget, 0))
         if count and sequence.request.images is not None:
             count = sequence.request.images.chunk(sequence.reach, count)
@@ -250,7 +249,7 @@ class Scheduler:
         if not count or not self._make_room(sequence, count, shares):
             return 0
         drafts: tuple[int, ...] = ()
-        if count == pending:
+        if count == pending and sequence.drafts:
             drafts = self._room_for_drafts(sequence, budget - count)
         shares[sequence] = Share(count, drafts)
         return count + len(drafts)
@@ -331,7 +330,7 @@ class Scheduler:
             if not self._try_start(sequence):
                 return  # the first in line waits for room rather than be overtaken for ever
             if sequence.id in self._running:  # not ended at once for having nothing to compute
-                budget -= self._share(sequence, budget, shares)
+                budget -= self._share(sequence, self._pending(sequence), budget, shares)
 
     def _view(self, sequence: Sequence, cached: int) -> WaitingView:
         return WaitingView(
@@ -434,7 +433,7 @@ class Scheduler:
             if sequence is None or not sequence.land(share):
                 continue  # it ended, with its request or by the token before, or this was computed from another token
             if sampled.redrawn:
-                sequence.in_flight.clear()
+                sequence.ground()
             try:
                 self._commit_sequence(sequence, share, sampled)
             except Exception as fault:
@@ -484,10 +483,17 @@ class Scheduler:
         if sequence.request.first_token is None:
             sequence.request.first_token = self._clock()
         tokens, logprobs = sampled.tokens[:kept], sampled.logprobs[:kept]
+        stream = sequence.request.stream
+        if not stream:
+            sequence.logprobs += logprobs
         if reason:
+            if not stream:
+                tokens, logprobs = tuple(sequence.tokens.view(sequence.num_prompt).tolist()), tuple(sequence.logprobs)
             self._end_choice(sequence, tokens, logprobs, reason, stop_reason)
-        else:
+            return
+        if sequence.matcher is not None:
             sequence.drafts = self._propose(sequence)
+        if stream:
             self._tell(sequence, TokenEvent(sequence.index, tokens, logprobs=logprobs))
 
     def _ends(self, sequence: Sequence, token: int) -> tuple[FinishReason | None, int | None]:
@@ -552,7 +558,7 @@ class Scheduler:
         self._flights.land(plan)
         affected = [s for p in plan.sequences if (s := self._running.get(p.sequence_id)) and s.land(p)]
         for sequence in affected:
-            sequence.in_flight.clear()  # nobody knows what the step behind it went on with
+            sequence.ground()  # nobody knows what the step behind it went on with
         if affected and len(plan.sequences) == 1:
             error = StepError(f"the model failed on this request: {type(fault).__name__}: {fault}")
             self._fail(affected[0].request, chained(error, fault))
@@ -618,7 +624,7 @@ class Scheduler:
         del self._running[sequence.id]
         self._on_leave(sequence.id)
         self._publish(sequence, sequence.num_computed)
-        sequence.in_flight.clear()
+        sequence.ground()
         if not keep_lease:
             self._give_back(sequence)
 
@@ -644,9 +650,10 @@ class Scheduler:
     def _back_to_waiting(self, sequence: Sequence) -> None:
         sequence.move(Status.WAITING)
         sequence.lease = None
-        sequence.in_flight.clear()
+        sequence.ground()
         sequence.num_computed = 0
-        sequence.prompt_logprobs.clear()
+        if not sequence.num_generated:
+            sequence.prompt_logprobs.clear()
         self._enqueue(sequence)
 
     def _take_updates(self) -> list[Update]:

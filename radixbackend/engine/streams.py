@@ -68,7 +68,7 @@ class AsyncTokenStream(AsyncIterator[TokenEvent]):
     def __init__(
         self,
         open_channel: Callable[[], AsyncChannel[Update]],
-        start: Callable[[AsyncChannel[Update]], Awaitable[Intake]],
+        start: Callable[[Callable[[Update], None]], Awaitable[Intake]],
         timeout: float | None,
         abandon: Callable[[Intake], None],
     ) -> None:
@@ -87,7 +87,7 @@ class AsyncTokenStream(AsyncIterator[TokenEvent]):
         try:
             if self._reader is None or self._channel is None:
                 self._channel = self._open_channel()
-                self._intake = await self._start(self._channel)
+                self._intake = await self._start(self._channel.put)
                 self._reader = Reader(self._intake)
             return self._reader.read(await self._channel.get(self._deadline))
         except BaseException:

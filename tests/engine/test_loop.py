@@ -21,6 +21,8 @@ from tests.engine.fake import FakeExecutor, plain
 
 
 class Heard:
+    hears_steps = True
+
     def __init__(self) -> None:
         self.steps: list[StepRecord] = []
         self.requests: list[RequestRecord] = []

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 from tools.radix_tiny.corpus import draw, render
@@ -81,9 +82,7 @@ def _after_spaces(bare: Any, texts: list[str]) -> list[str]:
     counts: Counter[str] = Counter()
     for text in texts:
         tokens = bare.encode(text).tokens
-        counts.update(
-            after for space, after in zip(tokens, tokens[1:], strict=False) if space == _SPACE and after[0] not in "ĠĊ"
-        )
+        counts.update(after for space, after in pairwise(tokens) if space == _SPACE and after[0] not in "ĠĊ")
     return [token for token, _ in counts.most_common(TWINS)]
 
 
