@@ -68,6 +68,20 @@ def test_a_follower_hits_what_an_earlier_request_computed_and_generated():
     assert bench.outcomes[RequestId(1)].tokens[0] == plain(longer, 5)
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_who_wants_no_stream_is_told_once_for_each_choice(overlap):
+    bench = Bench(slots=160, overlap=overlap)
+    p = prompt(1, 40)
+    silent = bench.add(p, 12, n=2, stream=False)
+    others = [bench.add(prompt(i, 50), 30) for i in (2, 3)]
+    bench.run()
+    told = bench.outcomes[silent]
+    assert [len(event.token_ids) for event in told.events] == [12, 12]
+    assert told.tokens == {0: plain(p, 12), 1: plain(p, 12)}
+    assert told.reasons == {0: "length", 1: "length"}
+    assert all(len(bench.outcomes[request].events) == 30 for request in others)
+
+
 def test_an_identical_prompt_computes_one_token():
     bench = Bench()
     p = prompt(1, 100)
