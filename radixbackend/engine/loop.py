@@ -31,6 +31,12 @@ Command = Callable[[], list[Update]]
 POLL_SECONDS = 0.05
 """How long the thread sleeps at most while there is work that cannot run (grammars are being compiled)."""
 
+LULL_SECONDS = 3e-4
+"""How long after a command an idle engine waits for the next one."""
+
+BURST_SECONDS = 5e-3
+"""How long it does so at most."""
+
 
 class Observer(Protocol):
     """Hears of every step and of every ended request, on the engine's thread; must not raise."""
@@ -211,12 +217,18 @@ class EngineLoop:
             self._on_exit()
 
     def _take_commands(self, timeout: float | None) -> bool:
-        """Run what is in the inbox, waiting that long for a first command; False when it is time to stop."""
+        """Run what is in the inbox, waiting that long for a first command; False when it is time to stop.
+
+        Who was idle waits a moment after each command for one more: requests come in bursts, and a step that the first
+        of a burst has to itself is one that all others wait for.
+        """
         try:
             command = self._inbox.get(timeout=timeout) if timeout != 0.0 else self._inbox.get(block=False)
+            idle_until = time.monotonic() + BURST_SECONDS if timeout is None else 0.0
             while command is not None:
                 self._guarded(command)
-                command = self._inbox.get(block=False)
+                waits = idle_until and time.monotonic() < idle_until
+                command = self._inbox.get(timeout=LULL_SECONDS) if waits else self._inbox.get(block=False)
         except queue.Empty:
             return True
         return False

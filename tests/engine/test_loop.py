@@ -104,6 +104,17 @@ def test_a_sink_that_raises_ends_its_request_and_no_other(bench: Bench, fault: E
     bench.loop.submit([bench.request(i)[0] for i in range(3, 103)])  # the failed one does not count as open
 
 
+def test_a_burst_that_finds_the_engine_idle_shares_its_first_step(bench: Bench, monkeypatch) -> None:
+    monkeypatch.setattr("radixbackend.engine.loop.LULL_SECONDS", 0.3)
+    monkeypatch.setattr("radixbackend.engine.loop.BURST_SECONDS", 5.0)
+    burst = [bench.request(number) for number in range(3)]
+    for request, _ in burst:
+        bench.loop.submit([request])
+    for _, updates in burst:
+        assert len(answer(updates)) == 10
+    assert bench.heard.steps[0].sequences == 3
+
+
 def test_commands_run_between_steps_and_report_their_own_errors(bench: Bench) -> None:
     assert bench.loop.call(lambda: threading.current_thread().name).result(5) == "radix-engine"
     with pytest.raises(ZeroDivisionError):

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -40,17 +41,24 @@ def load_kernels(name: str) -> ctypes.CDLL:
         return ctypes.CDLL(str(library))
     except (OSError, subprocess.SubprocessError) as fault:
         said = getattr(fault, "stderr", None) or str(fault)
-        raise MissingDependencyError(f"the CPU kernels could not be built by {compiler}: {said.strip()}") from fault
+        raise MissingDependencyError(
+            f"the CPU kernels could not be built by {compiler.path}: {said.strip()}"
+        ) from fault
 
 
-def find_compiler() -> str:
-    """Path of a GNU C compiler; raises `MissingDependencyError` if there is none, or none of use."""
+class Compiler(NamedTuple):
+    path: str
+    version: str
+
+
+def find_compiler() -> Compiler:
+    """A GNU C compiler; raises `MissingDependencyError` if there is none, or none of use."""
     if platform.system() != "Linux":
         raise MissingDependencyError(f"CPU kernels are built on Linux alone, not on {platform.system()}")
     for name in ("gcc", "cc"):
         path = shutil.which(name)
-        if path and "Free Software Foundation" in _version(path):
-            return path
+        if path and "Free Software Foundation" in (version := _version(path)):
+            return Compiler(path, version)
     raise MissingDependencyError("CPU kernels need gcc: apt install gcc")
 
 
@@ -74,9 +82,9 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "radixbackend"
 
 
-def _fingerprint(name: str, compiler: str, openmp: Path) -> str:
+def _fingerprint(name: str, compiler: Compiler, openmp: Path) -> str:
     made_of = [source.read_bytes() for source in (SOURCES / f"{name}.c", *sorted(SOURCES.glob("*.h")))]
-    made_of += [text.encode() for text in (*FLAGS, _version(compiler), str(openmp), _processor())]
+    made_of += [text.encode() for text in (*FLAGS, *compiler, str(openmp), _processor())]
     return hashlib.sha256(b"\0".join(made_of)).hexdigest()[:16]
 
 
@@ -86,10 +94,10 @@ def _processor() -> str:
     return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
 
 
-def _compile(source: Path, library: Path, compiler: str, openmp: Path) -> None:
+def _compile(source: Path, library: Path, compiler: Compiler, openmp: Path) -> None:
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / library.name
-        command = [compiler, *FLAGS, str(source), "-o", str(made), str(openmp), "-lm"]
+        command = [compiler.path, *FLAGS, str(source), "-o", str(made), str(openmp), "-lm"]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT)
         made.replace(library)  # whole or not at all, whoever else is at it
