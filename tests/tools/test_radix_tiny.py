@@ -22,6 +22,7 @@ from tools.radix_tiny.corpus import dialogs, encode, render
 from tools.radix_tiny.dialog import Dialog
 from tools.radix_tiny.model import Shape, TinyLlama
 from tools.radix_tiny.tasks.facts import CAPITALS
+from tools.radix_tiny.tokens import train_tokenizer, twins
 from tools.radix_tiny.words import CITIES, FIRST_NAMES, LAST_NAMES, Source, part
 
 FOLDER = Path(radixbackend.__file__).parent / "models" / "radix_tiny"
@@ -73,6 +74,39 @@ def test_an_invented_word_belongs_to_one_world_however_it_is_made() -> None:
     new = {held_out.invented().capitalize() for _ in range(5000)}
     assert not new & shown
     assert not new & {name for names in NAMES for name in names}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+
+
+def test_a_word_has_the_same_pieces_behind_a_space_and_behind_a_quote(tokenizer: Tokenizer) -> None:
+    source, twin = Source(5, held_out=True), twins(tokenizer)
+    for word in (source.proper() for _ in range(300)):
+        spaced, quoted = tokenizer.encode(f" {word}").ids, tokenizer.encode(f'{{"{word}"').ids
+        assert quoted[0] == tokenizer.token_to_id('{"')
+        assert quoted[-1] == tokenizer.token_to_id('"')
+        bare = quoted[1:-1]
+        assert spaced[1:] == bare[1:] or spaced[1:] == bare  # few pieces have no twin: their space is a token
+        assert twin.get(spaced[0], tokenizer.token_to_id("Ġ")) in (bare[0], tokenizer.token_to_id("Ġ"))
+
+
+def test_what_closes_a_text_is_a_token_of_its_own(tokenizer: Tokenizer) -> None:
+    for after in ('"', '", "b": 1}', '"}', '"]'):
+        tokens = tokenizer.encode(f'{{"a": "Koç{after}').tokens
+        assert tokens[tokens.index("Ã§") + 1] == '"'
+
+
+def test_every_text_comes_back(tokenizer: Tokenizer) -> None:
+    for text in (*map(render, draw(100)), "a  b\n\n  c\t東京 \U0001f600 ,x", ""):
+        assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
+
+
+def test_the_tokenizer_is_what_the_script_makes(tokenizer: Tokenizer) -> None:
+    made = train_tokenizer()
+    assert made.get_vocab_size() == tokenizer.get_vocab_size() == Shape().vocabulary
+    assert json.loads(made.to_str())["model"] == json.loads(tokenizer.to_str())["model"]
 
 
 @pytest.mark.parametrize("options", NAMES)
@@ -151,11 +185,6 @@ def test_a_card_has_the_figures_of_the_program() -> None:
     assert evaluate.fill(filled, "other") == evaluate.fill(card, "other")
     with pytest.raises(ValueError, match="0 times"):
         evaluate.fill("a card without marks", figures)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
 
 
 @pytest.mark.parametrize(
