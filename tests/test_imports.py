@@ -67,8 +67,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine.elementwise": ("engine.native",),
     "engine.fuse": ("engine.elementwise", "engine.model_loader", "engine.probe"),
     "engine.prepack": ("engine.model_loader", "engine.probe"),
-    "engine.int8_rows": ("engine.native",),
-    "engine.quantize": ("config", "engine.int8_rows", "engine.model_loader"),
+    "engine.rounding": ("engine.native",),
+    "engine.quantize": ("config", "engine.rounding", "engine.model_loader"),
     "engine.sequential_runner": ("engine.model_loader", "engine.plan", "engine.probe", "engine.runner"),
     "engine.self_check": (
         "engine.attention.base",

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from radixbackend.config import INT8
-from radixbackend.engine.int8_rows import LARGEST, MIDDLE, SMALLEST, Rounding, TorchRounding, choose_rounding
 from radixbackend.engine.model_loader import LoadedModel
+from radixbackend.engine.rounding import LARGEST, MIDDLE, SMALLEST, Rounding, TorchRounding, choose_rounding
 from radixbackend.errors import ConfigError
 
 

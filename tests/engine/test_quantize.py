@@ -10,9 +10,9 @@ from torch import nn
 
 from radixbackend import Engine, SamplingParams
 from radixbackend.engine.fuse import fuse
-from radixbackend.engine.int8_rows import TorchRounding, choose_rounding
 from radixbackend.engine.model_loader import LoadedModel
 from radixbackend.engine.quantize import Int8Linear, quantize
+from radixbackend.engine.rounding import TorchRounding, choose_rounding
 from radixbackend.errors import ConfigError
 from tests import zoo
 

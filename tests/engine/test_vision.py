@@ -192,8 +192,8 @@ def test_no_chunk_and_no_hit_ends_where_tokens_look_ahead(name: str, monkeypatch
     plans: list[StepPlan] = []
     with serving(name, max_step_tokens=5) as (zoo, engine):
         executor = engine._parts.loop._executor
-        run = executor.execute
-        monkeypatch.setattr(executor, "execute", lambda plan: plans.append(plan) or run(plan))
+        launch = executor.launch
+        monkeypatch.setattr(executor, "launch", lambda plan: plans.append(plan) or launch(plan))
         requests = [asked(f"a{zoo.image}bc{zoo.image}def", picture(1), picture(i)) for i in range(3)]
         requests.append(requests[0])
         assert tokens(engine.generate(requests)) == references(zoo, requests)

@@ -18,7 +18,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from radixbackend import Engine
-from radixbackend.engine.plan import StepPlan, StepResult
+from radixbackend.engine.plan import Launched, StepPlan
 from tests.chat.fake import TEMPLATE, make_tokenizer
 from tests.openai_api.clients import KINDS, Client, Recorder, Served, serve
 
@@ -135,14 +135,14 @@ class SlowSteps:
         self.seconds = seconds
         self.count = 0
         loop: Any = engine._parts.loop
-        execute: Callable[[StepPlan], StepResult] = loop._executor.execute
+        launch: Callable[[StepPlan], Launched] = loop._executor.launch
 
-        def slowly(plan: StepPlan) -> StepResult:
+        def slowly(plan: StepPlan) -> Launched:
             self.count += 1
             time.sleep(self.seconds)
-            return execute(plan)
+            return launch(plan)
 
-        loop._executor.execute = slowly
+        loop._executor.launch = slowly
 
 
 @pytest.fixture(scope="session")

@@ -28,10 +28,10 @@ from tools.radix_tiny.words import CITIES, FIRST_NAMES, LAST_NAMES, Source, part
 FOLDER = Path(radixbackend.__file__).parent / "models" / "radix_tiny"
 CASES = 12
 LEAST_RIGHT = {
-    "extraction": 6,
-    "extraction_tr": 6,
+    "extraction": 8,
+    "extraction_tr": 9,
     "classification": 10,
-    "lookup": 6,
+    "lookup": 8,
     "tools_call": 9,
     "tools_answer": 10,
     "tools_none": 10,
@@ -201,13 +201,6 @@ def test_a_card_has_the_figures_of_the_program() -> None:
 )
 def test_the_tokenizer_loses_nothing(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids) == text
-
-
-def test_a_name_is_written_with_the_same_tokens_everywhere(tokenizer: Tokenizer) -> None:
-    name = tokenizer.encode("Gurlavık", add_special_tokens=False).ids
-    for text in ("Gurlavık is here", 'x "Gurlavık"', "Call Gurlavık.", "(Gurlavık, 3)"):
-        ids = tokenizer.encode(text, add_special_tokens=False).ids
-        assert any(ids[at : at + len(name)] == name for at in range(len(ids)))
 
 
 def test_only_answers_are_trained_on(tokenizer: Tokenizer) -> None:
