@@ -16,15 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from radixbackend.engine.native.build import load_kernels
+from radixbackend.engine.native.build import LANES, TYPES, load_kernels
 from radixbackend.errors import MissingDependencyError
 
 log = logging.getLogger(__name__)
-
-LANES = 16
-"""Sizes that the kernels take are multiples of it."""
-
-TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
 class RMSNorm:

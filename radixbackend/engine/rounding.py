@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from radixbackend.engine.native.build import load_kernels
+from radixbackend.engine.native.build import LANES, TYPES, load_kernels
 from radixbackend.errors import MissingDependencyError
 
 log = logging.getLogger(__name__)
@@ -23,11 +23,6 @@ MIDDLE = 128
 
 SMALLEST = torch.finfo(torch.float32).tiny
 """Of a scale: keeps rows of zeros from dividing by zero."""
-
-LANES = 16
-"""Sizes that the kernel takes are multiples of it."""
-
-TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
 class Rounding(Protocol):

@@ -41,6 +41,17 @@ def long_bench(layer: AttentionLayer) -> Bench:
     return bench
 
 
+def check(bench: Bench, runs: list[tuple[int, int, int]], **close: float) -> None:
+    """Against the sums spelled out in float32."""
+    exact = Bench(native.NativeAttention(), replace(bench.layer, dtype=torch.float32), bench.slots)
+    exact.keys, exact.values = ([x.float() for x in held] for held in (bench.keys, bench.values))
+    exact.queries = [x.float() for x in bench.queries]
+    exact.sinks = None if bench.sinks is None else bench.sinks.float()
+    for out, (sequence, start, end) in zip(bench.step(runs), runs, strict=True):
+        plain = torch.stack([exact.expected(sequence, position) for position in range(start, end)])
+        torch.testing.assert_close(out.float(), plain, **close)
+
+
 DECODES = [(0, 699, 700), (1, 509, 513), (2, 2, 3)]
 
 
@@ -48,14 +59,8 @@ DECODES = [(0, 699, 700), (1, 509, 513), (2, 2, 3)]
 @pytest.mark.parametrize("layer", LONG.values(), ids=LONG)
 def test_contexts_of_several_runs(layer: AttentionLayer) -> None:
     bench = long_bench(layer)
-    exact = Bench(native.NativeAttention(), replace(layer, dtype=torch.float32), bench.slots)
-    exact.keys, exact.values = ([x.float() for x in held] for held in (bench.keys, bench.values))
-    exact.queries = [x.float() for x in bench.queries]
-    exact.sinks = None if bench.sinks is None else bench.sinks.float()
-    for out, (sequence, start, end) in zip(bench.step(DECODES), DECODES, strict=True):
-        plain = torch.stack([exact.expected(sequence, position) for position in range(start, end)])
-        close = {"atol": 1e-5, "rtol": 1e-4} if layer.dtype == torch.float32 else {"atol": 2e-3, "rtol": 1e-2}
-        torch.testing.assert_close(out.float(), plain, **close)
+    close = {"atol": 1e-5, "rtol": 1e-4} if layer.dtype == torch.float32 else {"atol": 2e-3, "rtol": 1e-2}
+    check(bench, DECODES, **close)
 
 
 @kernels
@@ -118,13 +123,7 @@ def prompt_bench(layer: AttentionLayer) -> Bench:
 @pytest.mark.parametrize("layer", PROMPTS.values(), ids=PROMPTS)
 def test_prompts(layer: AttentionLayer) -> None:
     bench = prompt_bench(layer)
-    exact = Bench(native.NativeAttention(), replace(layer, dtype=torch.float32), bench.slots)
-    exact.keys, exact.values = ([x.float() for x in held] for held in (bench.keys, bench.values))
-    exact.queries = [x.float() for x in bench.queries]
-    exact.sinks = None if bench.sinks is None else bench.sinks.float()
-    for out, (sequence, start, end) in zip(bench.step(WHOLE), WHOLE, strict=True):
-        plain = torch.stack([exact.expected(sequence, position) for position in range(start, end)])
-        torch.testing.assert_close(out.float(), plain, atol=8e-3, rtol=1e-2)
+    check(bench, WHOLE, atol=8e-3, rtol=1e-2)
 
 
 @kernels

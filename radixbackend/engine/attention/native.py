@@ -19,7 +19,7 @@ import torch
 from radixbackend.engine.attention.base import AttentionBatch, AttentionLayer
 from radixbackend.engine.attention.torch_native import TorchAttention
 from radixbackend.engine.kv_store import KVStore
-from radixbackend.engine.native.build import load_kernels
+from radixbackend.engine.native.build import LANES, TYPES, load_kernels
 from radixbackend.engine.plan import IntArray
 
 FEW_QUERIES = 4
@@ -27,11 +27,6 @@ FEW_QUERIES = 4
 
 RUN = 256
 """Keys of one partial softmax, as in the kernel."""
-
-LANES = 16
-"""Sizes of heads are multiples of it, as in the kernel."""
-
-TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 Kind = tuple[int | None, int | None, int]
 

@@ -27,6 +27,12 @@ SOURCES = Path(__file__).parent
 TIMEOUT = 60.0
 """Seconds for a compilation."""
 
+LANES = 16
+"""Sizes that kernels take are multiples of it; as in vectors.h."""
+
+TYPES = {torch.float32: 0, torch.bfloat16: 1}
+"""The types that they know, by the numbers that vectors.h gives them."""
+
 
 def load_kernels(name: str) -> ctypes.CDLL:
     """The library made of ``name``.c; calls of its functions release the GIL.
