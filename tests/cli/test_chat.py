@@ -240,11 +240,13 @@ def test_interrupt_ends_the_answer_and_not_the_program(small: Any, tiny_checkpoi
         *options,
     ]
     with subprocess.Popen(
-        [*command, "--max-tokens", "2500", "--regex", "[0-9]{2500}"],
+        [*command, "--max-tokens", "900", "--regex", "[0-9]{900}"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # Whatever runs these tests in the background ignores SIGINT, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -257,4 +259,4 @@ def test_interrupt_ends_the_answer_and_not_the_program(small: Any, tiny_checkpoi
     assert process.returncode == 0, err
     assert b"stopped]" in err
     assert b"The system prompt is set." in err
-    assert len(out.strip()) < 2400, "it went on to its end"
+    assert len(out.strip()) < 880, "it went on to its end"
