@@ -30,8 +30,8 @@ class EngineConfig:
         revision: branch, tag or commit of a hub id.
         dtype: of weights and KV cache; auto takes the checkpoint's (float32 instead of float16 on a CPU).
         device: auto takes CUDA where there is one, else the CPU.
-        attention: name asked of the hook `radix_make_attention`; built in are torch, native (decodes on a CPU
-            by a C kernel, which gcc compiles at first use), triton, triton-deterministic and flashinfer; auto takes the
+        attention: name asked of the hook `radix_make_attention`; built in are torch, native (for a CPU, by C
+            kernels that gcc compiles at first use), triton, triton-deterministic and flashinfer; auto takes the
             fastest that the device and what is installed allow.
         grammar: name asked of the hook `radix_make_grammar` first.
         kv_cache_tokens: size of the KV pool; None sizes it from ``memory_fraction``.

@@ -227,7 +227,7 @@ class EngineLoop:
             idle_until = time.monotonic() + BURST_SECONDS if timeout is None else 0.0
             while command is not None:
                 self._guarded(command)
-                waits = idle_until and time.monotonic() < idle_until
+                waits = time.monotonic() < idle_until
                 command = self._inbox.get(timeout=LULL_SECONDS) if waits else self._inbox.get(block=False)
         except queue.Empty:
             return True

@@ -217,6 +217,20 @@ def test_a_cache_that_cannot_be_written_is_a_missing_dependency(monkeypatch: pyt
         build.load_kernels("decode_attention")
 
 
+@kernels
+def test_a_user_without_a_home_does_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    with pytest.raises(MissingDependencyError, match="home directory"):
+        build.load_kernels("decode_attention")
+    kernel = radix_make_attention("auto", "cpu")
+    assert kernel is not None
+    assert kernel.name == "torch"
+
+
 def test_another_compiler_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(*args: object, **kwargs: object) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess((), 0, stdout="clang version 19", stderr="")

@@ -28,7 +28,7 @@ _PIECES = _OPENING + r"{space}[\p{L}\p{M}]+|{space}\p{N}|{space}[^\s\p{L}\p{M}\p
 
 def train_tokenizer(seed: int = 0, conversations: int = 6000) -> Any:
     """A tokenizer of the `tokenizers` library with `VOCABULARY` tokens."""
-    from tokenizers import Tokenizer, decoders, models, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     source = Source(f"tokenizer/{seed}")
     texts = [_without_marks(render(draw(source, copying=0.05))) for _ in range(conversations)]
@@ -37,7 +37,7 @@ def train_tokenizer(seed: int = 0, conversations: int = 6000) -> Any:
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY - TWINS - len(MARKERS),
         special_tokens=list(SPECIAL),
-        initial_alphabet=sorted(_alphabet()),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     bare.train_from_iterator(texts, trainer)
@@ -69,12 +69,6 @@ def _pieces(space: str) -> Any:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-
-
-def _alphabet() -> list[str]:
-    from tokenizers import pre_tokenizers
-
-    return list(pre_tokenizers.ByteLevel.alphabet())
 
 
 def _after_spaces(bare: Any, texts: list[str]) -> list[str]:

@@ -76,7 +76,6 @@ class _Rows:
 
     batch: _Batch
     arrays: tuple[Any, ...]  # what the batch points to
-    runs: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -186,7 +185,7 @@ class NativeAttention:
         rows = self._rows.get(kind)
         if rows is None:
             rows = self._rows[kind] = _rows(self._batch, layer, split.few)
-        size = layer.heads * rows.runs * (layer.value_dim + LANES)
+        size = layer.heads * rows.batch.runs * (layer.value_dim + LANES)
         if self._partial.numel() < size:
             self._partial = torch.empty(size + size // 4)
         rows.batch.partial = self._partial.data_ptr()
@@ -278,7 +277,7 @@ def _rows(batch: AttentionBatch, layer: AttentionLayer, sequences: list[int]) ->
             run[order],
         ),
     )
-    return _Rows(_Batch(len(of), len(row), *(x.ctypes.data for x in arrays), None), (*arrays, slots), len(row))
+    return _Rows(_Batch(len(of), len(row), *(x.ctypes.data for x in arrays), None), (*arrays, slots))
 
 
 def _prompts(batch: AttentionBatch, layer: AttentionLayer, sequences: list[int], most: int) -> _Prompts:

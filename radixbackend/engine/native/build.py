@@ -40,12 +40,12 @@ def load_kernels(name: str) -> ctypes.CDLL:
     Raises `MissingDependencyError` where it cannot be made.
     """
     compiler, openmp = find_compiler(), _openmp()
-    library = _cache() / f"{name}-{_fingerprint(name, compiler, openmp)}.so"
     try:
+        library = _cache() / f"{name}-{_fingerprint(name, compiler, openmp)}.so"
         if not library.exists():
             _compile(SOURCES / f"{name}.c", library, compiler, openmp)
         return ctypes.CDLL(str(library))
-    except (OSError, subprocess.SubprocessError) as fault:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as fault:  # RuntimeError: there is no home
         said = getattr(fault, "stderr", None) or str(fault)
         raise MissingDependencyError(
             f"the CPU kernels could not be built by {compiler.path}: {said.strip()}"
