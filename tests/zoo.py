@@ -364,10 +364,13 @@ def config(name: str) -> Any:
     return kind(**common, **{key: value for key, value in special.items() if value is not None or key in fields})
 
 
-def build(name: str, seed: int = 0) -> Any:
-    """A model with seeded weights, in evaluation mode, attention as transformers chooses."""
+def build(name: str, seed: int = 0, **changes: int) -> Any:
+    """A model with seeded weights, in evaluation mode, attention as transformers chooses; ``changes`` of its sizes."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config(name)).float().eval()
+    its = config(name)
+    for field, value in changes.items():
+        setattr(its, field, value)
+    model = AutoModelForCausalLM.from_config(its).float().eval()
     _spread(model)
     return model.requires_grad_(False)
 

@@ -16,11 +16,12 @@ import torch
 from radixbackend.config import DETERMINISTIC, EngineConfig
 from radixbackend.engine.embedder import Embedder
 from radixbackend.engine.executor import ModelExecutor
-from radixbackend.engine.fuse import fuse
+from radixbackend.engine.fuse import fuse, join
 from radixbackend.engine.grammar.base import Vocabulary
 from radixbackend.engine.grammar.service import GrammarService
 from radixbackend.engine.image_check import image_desk
 from radixbackend.engine.intake import FrontDesk, ModelLimits
+from radixbackend.engine.linear import load_linear_kernels
 from radixbackend.engine.loop import EngineLoop
 from radixbackend.engine.memory import max_context, pool_size, step_tokens
 from radixbackend.engine.model_loader import LoadedModel, ModelSpec
@@ -74,15 +75,17 @@ def build(config: EngineConfig, plugins: Iterable[object] = ()) -> Parts:
     info = _describe(model)
     formats = hooks.tool_format(info), hooks.reasoning_format(info)
     embedder = Embedder(model, text_part(model.model).config._attn_implementation)
-    if config.fused_layers:
-        fuse(model)
+    layers = fuse(model) if config.fused_layers else []
+    kernels = load_linear_kernels(model.device)
     if config.quantization is None:
-        prepack(model)
+        prepack(model, kernels)
+        join(layers, kernels)
     with contextlib.ExitStack() as resources:
         runner = _runner(config, hooks, model)
         resources.callback(runner.close)
         if config.quantization is not None:  # whether paging is exact is better seen before
-            quantize(model)
+            quantize(model, kernels)
+            join(layers, kernels)
         images, refusal = _images(config, model, runner)
         executor = ModelExecutor(runner, Sampler(model.vocab_size, model.end_tokens))
         capacity, longest = pool_size(config, model, runner, executor), max_context(config, model)

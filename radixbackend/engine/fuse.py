@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from radixbackend.engine.elementwise import RMSNorm, TorchOps, choose_ops, is_silu
+from radixbackend.engine.halves import Angles, Halves
+from radixbackend.engine.linear import LinearKernels
 from radixbackend.engine.model_loader import LoadedModel
 from radixbackend.engine.probe import probe_tokens, register_attention, text_part, unregister_attention
 
@@ -41,19 +44,20 @@ _MISFITS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
 """What a forward raises that is given what it was not made for."""
 
 
-def fuse(loaded: LoadedModel) -> int:
-    """Put fused twins in the place of the layers that they equal and return how many; 0 leaves the model as it was."""
+def fuse(loaded: LoadedModel) -> list[FusedLayer]:
+    """Put fused twins in the place of the layers that they equal and return them; none leaves the model as it was."""
     text = text_part(loaded.model)
     layers = [module for module in text.modules() if FusedLayer.fits(module)]
     if not layers or loaded.dtype not in TOLERANCE or not text._can_set_attn_implementation():
-        return 0
-    done, ops = 0, choose_ops(loaded.device)
+        return []
+    ops = choose_ops(loaded.device)
+    fused: list[FusedLayer] = []
     with torch.no_grad(), _recording(text, layers) as notes:
         try:
             _probe(loaded)
         except _MISFITS as fault:  # whether such a model can be served is for others to find out
             log.info("no layers are fused: %s", fault)
-            return 0
+            return []
         for layer in layers:  # one after the other: a twin's weights are copies until the layer's own are given up
             runs = notes.runs.pop(layer, [])
             if layer.self_attn in notes.masked:
@@ -63,9 +67,35 @@ def fuse(loaded: LoadedModel) -> int:
             twin = FusedLayer(layer, told, ops)
             if _equal(twin, runs, TOLERANCE[loaded.dtype]):
                 twin.take_over()
-                done += 1
-    log.info("%d of %d decoder layers are fused", done, len(layers))
-    return done
+                fused.append(twin)
+    log.info("%d of %d decoder layers are fused", len(fused), len(layers))
+    if fused:
+        with torch.no_grad():
+            _replace_norms(text, layers, ops, TOLERANCE[loaded.dtype])
+    return fused
+
+
+def _replace_norms(text: nn.Module, layers: Sequence[Any], ops: TorchOps, tolerance: float) -> None:
+    """Norms of the layers' kind that stand outside of layers, as the last one does, are computed as theirs are."""
+    inside = {module for layer in layers for module in layer.modules()}
+    for module in text.modules():
+        if module in inside or type(module) is not type(layers[0].input_layernorm) or not RMSNorm.fits(module):
+            continue
+        norm = RMSNorm(module)
+        rows = torch.randn(3, *norm.shape, generator=torch.Generator().manual_seed(0)).to(norm.weight)
+        plain: torch.Tensor = module(rows)
+        if (ops.norm(rows, norm) - plain).float().norm() <= tolerance * plain.float().norm():
+            module.forward = partial(ops.norm, norm=norm)
+
+
+def join(layers: Sequence[FusedLayer], kernels: LinearKernels | None) -> int:
+    """Let each layer's halves be one call where they can and give the same bits; return how many layers do so."""
+    if kernels is None:
+        return 0
+    with torch.no_grad():
+        joined = sum(layer.join(kernels) for layer in layers)
+    log.info("%d of %d fused layers are two calls around attention", joined, len(layers))
+    return joined
 
 
 def _probe(loaded: LoadedModel) -> None:
@@ -178,6 +208,7 @@ class FusedLayer:
         if _is_gated(mlp):
             self.gate_up, self.down, self.activation = _merged(mlp.gate_proj, mlp.up_proj), mlp.down_proj, mlp.act_fn
             self.silu = is_silu(mlp.act_fn)
+        self.halves: Halves | None = None
 
     @staticmethod
     def fits(module: Any) -> bool:
@@ -218,26 +249,60 @@ class FusedLayer:
         if position_embeddings is None:
             raise TypeError("a layer without rotary embeddings")
         rows = hidden_states.shape[:-1]
-        mixed = self.qkv(self.ops.norm(hidden_states, self.before_attention)).view(*rows, -1, self.head_dim)
-        turned = mixed[..., : self.heads + self.kv_heads, :]
-        if self.head_norm is not None:
-            turned = self.head_norm(turned)
-        turned = self.ops.rotate(turned, *position_embeddings)
+        before, after = self._before, self._after
+        if self.halves is not None and self.halves.take(hidden_states, position_embeddings):
+            before, after = self.halves.before, self.halves.after
+        turned, value = before(hidden_states, position_embeddings)
         query = turned[..., : self.heads, :].transpose(1, 2)
         key = turned[..., self.heads :, :].transpose(1, 2)
-        value = mixed[..., self.heads + self.kv_heads :, :].transpose(1, 2)
+        value = value.transpose(1, 2)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.attention.layer_idx)
         attend: Any = self.functions.get(self.attention.config._attn_implementation, self.eager)
         out, _ = attend(self.attention, query, key, value, attention_mask, **{**kwargs, **self.told})
-        mixed_in = self.output(out.reshape(*rows, -1))
-        hidden_states, normed = self.ops.add_norm(hidden_states, mixed_in, self.before_mlp)
+        return after(hidden_states, out.reshape(*rows, -1))
+
+    def join(self, kernels: LinearKernels) -> bool:
+        """Have both halves in one call each, if they give the same bits."""
+        if self.gate_up is None or not self.silu or type(self.ops) is TorchOps:
+            return False
+        products: Any = (self.qkv, self.output, self.gate_up, self.down)
+        norms, heads = (self.before_attention, self.before_mlp), self.head_norm
+        weights = tuple(norm.weight for norm in (*norms, heads) if norm is not None)
+        if self.output.in_features != self.heads * self.head_dim or not Halves.fit(products, weights, self.head_dim):
+            return False
+        halves = Halves(kernels, products, norms, heads, self.heads + self.kv_heads, self.head_dim)
+        for rows in PROBE_LENGTHS:
+            draw = torch.Generator().manual_seed(rows)
+            hidden, attended, cos, sin = (
+                torch.randn(1, rows, size, generator=draw).to(weights[0].dtype)
+                for size in (self.qkv.in_features, self.output.in_features, self.head_dim, self.head_dim)
+            )
+            pairs = zip(halves.before(hidden, (cos, sin)), self._before(hidden, (cos, sin)), strict=True)
+            same = [torch.equal(one, other) for one, other in pairs]
+            if not all(same) or not torch.equal(halves.after(hidden, attended), self._after(hidden, attended)):
+                log.debug("a layer's halves stay in steps")
+                return False
+        self.halves = halves
+        return True
+
+    def _before(self, hidden: torch.Tensor, angles: Angles) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rotated query and key heads side by side, and value heads: ``[batch, T, heads, head_dim]`` each."""
+        mixed = self.qkv(self.ops.norm(hidden, self.before_attention)).view(*hidden.shape[:-1], -1, self.head_dim)
+        turned, value = mixed[..., : self.heads + self.kv_heads, :], mixed[..., self.heads + self.kv_heads :, :]
+        if self.head_norm is not None:
+            turned = self.head_norm(turned)
+        return self.ops.rotate(turned, *angles), value
+
+    def _after(self, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """The layer's output, from its input and what its heads have attended to."""
+        hidden, normed = self.ops.add_norm(hidden, self.output(attended), self.before_mlp)
         if self.gate_up is None:
             fed = self.mlp(normed)
         else:
             pairs = self.gate_up(normed)
             fed = self.down(self.ops.silu_gate(pairs) if self.silu else self.ops.gate(pairs, self.activation))
-        output: torch.Tensor = hidden_states + fed
+        output: torch.Tensor = hidden + fed
         return output
 
 

@@ -14,13 +14,14 @@ import torch
 from torch import nn
 
 from radixbackend.config import INT8
+from radixbackend.engine.linear import LinearKernels, NativeLinear
 from radixbackend.engine.model_loader import LoadedModel
 from radixbackend.engine.rounding import LARGEST, MIDDLE, SMALLEST, Rounding, TorchRounding, choose_rounding
 from radixbackend.errors import ConfigError
 
 
 class Int8Linear(nn.Linear):
-    """An ``nn.Linear`` in integers; `quantize` makes it from one. Its weight is opaque to everything but oneDNN."""
+    """An ``nn.Linear`` in oneDNN's integers, where the project's own kernels do not serve."""
 
     scales: torch.Tensor
     zeros: torch.Tensor
@@ -49,7 +50,7 @@ class Int8Linear(nn.Linear):
         return self.rounding.from_integers(sums, scales, self.bias, input.dtype).view(shape)
 
 
-def quantize(loaded: LoadedModel) -> int:
+def quantize(loaded: LoadedModel, kernels: LinearKernels | None) -> int:
     """Turn all plain linear layers of a model into integers and return how many.
 
     Raises `ConfigError` where the model does not lie on a CPU, this torch lacks the operators, or there is nothing to
@@ -57,15 +58,19 @@ def quantize(loaded: LoadedModel) -> int:
     """
     if loaded.device.type != "cpu":
         raise ConfigError(f"quantization={INT8!r} runs on a CPU, not on {loaded.device.type}; leave it out there")
-    if not all(hasattr(torch.ops.onednn, name) for name in ("qlinear_prepack", "qlinear_pointwise")):
-        raise ConfigError(f"quantization={INT8!r} needs a torch built with oneDNN")
     linears = [module for module in loaded.model.modules() if type(module) is nn.Linear]
     if not linears:
         raise ConfigError(f"quantization={INT8!r} finds no linear layers in {loaded.name!r}; leave it out")
-    native, plain = choose_rounding(), TorchRounding()
     for module in linears:
-        serves = native is not None and native.serves(module.in_features, module.out_features, module.weight.dtype)
-        _quantize(module, native if native is not None and serves else plain)
+        if kernels is not None and kernels.serves(module, integers=True):
+            NativeLinear.turn(module, kernels, integers=True)
+    others = [module for module in linears if type(module) is nn.Linear]
+    if others and not all(hasattr(torch.ops.onednn, name) for name in ("qlinear_prepack", "qlinear_pointwise")):
+        raise ConfigError(f"quantization={INT8!r} needs a torch built with oneDNN")
+    rounding, plain = choose_rounding() if others else None, TorchRounding()
+    for module in others:
+        serves = rounding is not None and rounding.serves(module.in_features, module.out_features, module.weight.dtype)
+        _quantize(module, rounding if rounding is not None and serves else plain)
     return len(linears)
 
 

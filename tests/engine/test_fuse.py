@@ -12,10 +12,13 @@ from torch import nn
 from radixbackend import Engine, SamplingParams
 from radixbackend.engine.attention.torch_native import TorchAttention
 from radixbackend.engine.elementwise import TorchOps
-from radixbackend.engine.fuse import FusedLayer, fuse
+from radixbackend.engine.fuse import FusedLayer, fuse, join
+from radixbackend.engine.halves import Halves
+from radixbackend.engine.linear import LinearKernels, load_linear_kernels
 from radixbackend.engine.model_loader import LoadedModel
 from radixbackend.engine.model_runner import ModelRunner
 from radixbackend.engine.prepack import PackedLinear, available, prepack
+from radixbackend.engine.quantize import quantize
 from radixbackend.engine.self_check import choose_runner
 from tests import zoo
 
@@ -42,7 +45,7 @@ def torch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_logits_are_the_same_bits(name: str, dtype: torch.dtype) -> None:
     model = zoo.build(name).to(dtype)
     before = [logits(model, length) for length in (1, 9, 60)]
-    assert fuse(LoadedModel.of(model)) == model.config.num_hidden_layers
+    assert len(fuse(LoadedModel.of(model))) == model.config.num_hidden_layers
     for plain, length in zip(before, (1, 9, 60), strict=True):
         assert torch.equal(logits(model, length), plain)
 
@@ -52,7 +55,7 @@ def test_logits_are_the_same_bits(name: str, dtype: torch.dtype) -> None:
 def test_kernels_differ_by_the_order_of_sums_alone(name: str, dtype: torch.dtype) -> None:
     model = zoo.build(name).to(dtype)
     before = [logits(model, length) for length in (1, 9, 60)]
-    assert fuse(LoadedModel.of(model)) == model.config.num_hidden_layers
+    assert len(fuse(LoadedModel.of(model))) == model.config.num_hidden_layers
     for plain, length in zip(before, (1, 9, 60), strict=True):
         error = (logits(model, length) - plain).float().norm() / plain.float().norm()
         assert error < (5e-6 if dtype == torch.float32 else 5e-3)
@@ -63,7 +66,7 @@ def test_layers_of_another_kind_stay(name: str) -> None:
     model = zoo.build(name)
     modules = [type(module) for module in model.modules()]
     attention = model.config._attn_implementation
-    assert fuse(LoadedModel.of(model)) == 0
+    assert len(fuse(LoadedModel.of(model))) == 0
     assert [type(module) for module in model.modules()] == modules
     assert model.config._attn_implementation == attention
 
@@ -72,7 +75,7 @@ def test_a_model_whose_queries_change_with_the_position_stays() -> None:
     """Within the first 64 positions such a layer cannot be told from a Llama's."""
     model = zoo.build("ministral3")
     model.config.rope_parameters["original_max_position_embeddings"] = 64
-    assert fuse(LoadedModel.of(model)) == 0
+    assert len(fuse(LoadedModel.of(model))) == 0
 
 
 def test_a_model_that_cannot_be_probed_stays(caplog: pytest.LogCaptureFixture) -> None:
@@ -84,7 +87,7 @@ def test_a_model_that_cannot_be_probed_stays(caplog: pytest.LogCaptureFixture) -
 
     model.forward = forward
     with caplog.at_level("INFO"):
-        assert fuse(LoadedModel.of(model)) == 0
+        assert len(fuse(LoadedModel.of(model))) == 0
     assert "position_ids" in caplog.text
     assert "q_proj" in dict(model.model.layers[0].self_attn.named_children())
 
@@ -102,7 +105,7 @@ def test_one_changed_layer_stays_and_the_others_are_fused(part: str) -> None:
 
     getattr(layer, part).forward = changed
     before = logits(model)
-    assert fuse(LoadedModel.of(model)) == 2
+    assert len(fuse(LoadedModel.of(model))) == 2
     assert "q_proj" in dict(layer.self_attn.named_children())
     assert torch.equal(logits(model), before)
 
@@ -141,10 +144,85 @@ def test_generation_with_a_cache_of_transformers_goes_on_working() -> None:
 def test_fused_layers_are_packed_and_pass_the_self_check() -> None:
     loaded = LoadedModel.of(zoo.build("llama").bfloat16())
     assert fuse(loaded)
-    assert prepack(loaded)
+    assert prepack(loaded, None)
     attention: Any = loaded.model.model.layers[0].self_attn
     assert isinstance(attention.qkv_proj, PackedLinear)
     assert isinstance(choose_runner(loaded, TorchAttention()), ModelRunner)
+
+
+class TestHalves:
+    """Layers whose halves are one call each."""
+
+    @pytest.fixture
+    def kernels(self) -> LinearKernels:
+        kernels = load_linear_kernels(torch.device("cpu"))
+        if kernels is None or not kernels.pairs:
+            pytest.skip("no gcc here, or a processor without products of bfloat16 pairs")
+        return kernels
+
+    @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])  # plain, with biases, with norms of heads
+    def test_they_give_the_same_bits(self, name: str, kernels: LinearKernels) -> None:
+        loaded = LoadedModel.of(wide(name).bfloat16())
+        layers = fuse(loaded)
+        assert prepack(loaded, kernels)
+        before = [logits(loaded.model, length) for length in (1, 2, 9, 60)]
+        assert join(layers, kernels) == len(layers) == loaded.config.num_hidden_layers
+        for plain, length in zip(before, (1, 2, 9, 60), strict=True):
+            assert torch.equal(logits(loaded.model, length), plain)
+
+    def test_in_integers_too(self, kernels: LinearKernels) -> None:
+        loaded = LoadedModel.of(wide("llama"))
+        layers = fuse(loaded)
+        quantize(loaded, kernels)
+        before = [logits(loaded.model, length) for length in (1, 9)]
+        assert join(layers, kernels) == len(layers) > 0
+        for plain, length in zip(before, (1, 9), strict=True):
+            assert torch.equal(logits(loaded.model, length), plain)
+
+    def test_batches_and_angles_that_they_cannot_be_given(self, kernels: LinearKernels) -> None:
+        """A row of positions for several rows of tokens, as transformers hands it on, is computed in steps."""
+        loaded = LoadedModel.of(wide("llama").bfloat16())
+        layers = fuse(loaded)
+        prepack(loaded, kernels)
+        tokens = torch.arange(60, 90).view(3, 10)
+        with torch.no_grad():
+            before = loaded.model(input_ids=tokens, use_cache=False).logits
+            join(layers, kernels)
+            assert torch.equal(loaded.model(input_ids=tokens, use_cache=False).logits, before)
+
+    def test_layers_that_they_do_not_fit_stay_in_steps(self, kernels: LinearKernels) -> None:
+        for name in ("llama", "qwen2_moe"):  # heads too small, another MLP
+            loaded = LoadedModel.of((zoo.build if name == "llama" else wide)(name).bfloat16())
+            layers = fuse(loaded)
+            prepack(loaded, kernels)
+            assert layers
+            assert join(layers, kernels) == 0
+        assert join(layers, None) == 0
+
+    def test_halves_that_differ_are_left_out(self, kernels: LinearKernels, monkeypatch: pytest.MonkeyPatch) -> None:
+        loaded = LoadedModel.of(wide("llama").bfloat16())
+        layers = fuse(loaded)
+        prepack(loaded, kernels)
+        after = Halves.after
+        monkeypatch.setattr(Halves, "after", lambda *given: after(*given) * 1.01)
+        assert join(layers, kernels) == 0
+
+    def test_an_engine_has_them(self, tmp_path: Path, kernels: LinearKernels) -> None:
+        """And what a request gets is the same alone and together."""
+        wide("qwen3").bfloat16().save_pretrained(tmp_path)
+        prompts = [list(range(60 + i, 90 + i)) for i in range(5)]
+        sampling = SamplingParams(max_tokens=8, temperature=0)
+        with Engine(tmp_path, dtype="bfloat16") as engine:
+            layer = engine._parts.model.model.model.layers[0]
+            assert layer.forward.__self__.halves is not None
+            alone = [engine.generate(prompt, sampling).token_ids for prompt in prompts]
+            engine.flush_cache()
+            assert [answer.token_ids for answer in engine.generate(prompts, sampling)] == alone
+
+
+def wide(name: str) -> Any:
+    """A model of the zoo with heads as large as real ones."""
+    return zoo.build(name, head_dim=64) if name != "qwen2" else zoo.build(name, hidden_size=256)
 
 
 def test_the_switch(tmp_path: Path) -> None:

@@ -8,11 +8,22 @@ from torch import nn
 
 from radixbackend.engine import prepack as prepacking
 from radixbackend.engine.attention.torch_native import TorchAttention
+from radixbackend.engine.linear import LinearKernels, NativeLinear, load_linear_kernels
 from radixbackend.engine.model_loader import LoadedModel
 from radixbackend.engine.model_runner import ModelRunner
 from radixbackend.engine.prepack import PackedLinear, prepack
 from radixbackend.engine.self_check import choose_runner
 from tests import zoo
+
+
+@pytest.fixture(params=["onednn", "native"])
+def kernels(request: pytest.FixtureRequest) -> LinearKernels | None:
+    """Everything by oneDNN, and by the project's own kernels wherever they serve."""
+    kernels = load_linear_kernels(torch.device("cpu")) if request.param == "native" else None
+    if request.param == "native" and (kernels is None or not kernels.pairs):
+        pytest.skip("no gcc here, or a processor without products of bfloat16 pairs")
+    return kernels
+
 
 needs_op = pytest.mark.skipif(not prepacking.available(), reason="this torch or CPU has no packed bfloat16 linear")
 
@@ -27,37 +38,37 @@ def logits(model: nn.Module, length: int = 9) -> torch.Tensor:
 @pytest.mark.parametrize(
     "name", ["llama", "qwen2", "gemma2", "qwen3_moe", "deepseek_v3", "phi", "falcon", "nemotron_h"]
 )
-def test_logits_are_the_same_bits(name: str) -> None:
+def test_logits_are_the_same_bits(name: str, kernels: LinearKernels | None) -> None:
     model = zoo.build(name).bfloat16()
     before = [logits(model, length) for length in (1, 9, 40)]
     linears = sum(type(module) is nn.Linear for module in model.modules())
-    assert prepack(LoadedModel.of(model)) == linears > 0
+    assert prepack(LoadedModel.of(model), kernels) == linears > 0
     assert not any(type(module) is nn.Linear for module in model.modules())
     for plain, length in zip(before, (1, 9, 40), strict=True):
         assert torch.equal(logits(model, length), plain)
 
 
 @needs_op
-def test_a_packed_model_passes_the_self_check() -> None:
+def test_a_packed_model_passes_the_self_check(kernels: LinearKernels | None) -> None:
     loaded = LoadedModel.of(zoo.build("llama").bfloat16())
-    assert prepack(loaded)
+    assert prepack(loaded, kernels)
     assert isinstance(choose_runner(loaded, TorchAttention()), ModelRunner)
 
 
 @needs_op
-def test_dense_weights_are_gone_except_tied_ones() -> None:
+def test_dense_weights_are_gone_except_tied_ones(kernels: LinearKernels | None) -> None:
     model = zoo.build("llama_yarn_tied").bfloat16()
-    prepack(LoadedModel.of(model))
+    prepack(LoadedModel.of(model), kernels)
     dense = [name for name, p in model.named_parameters() if p.layout == torch.strided and p.ndim == 2]
     assert dense == ["model.embed_tokens.weight"]
-    assert isinstance(model.lm_head, PackedLinear)
+    assert isinstance(model.lm_head, NativeLinear if kernels else PackedLinear)
 
 
 @needs_op
-def test_odd_inputs() -> None:
+def test_odd_inputs(kernels: LinearKernels | None) -> None:
     model = zoo.build("llama").bfloat16()
     linear, packed = model.model.layers[0].mlp.up_proj, zoo.build("llama").bfloat16()
-    prepack(LoadedModel.of(packed))
+    prepack(LoadedModel.of(packed), kernels)
     other = packed.model.layers[0].mlp.up_proj
     wide = torch.randn(64, 6, 5).bfloat16()
     for rows in (wide.permute(1, 2, 0), wide.permute(2, 1, 0)[:, ::2], torch.empty(0, 64).bfloat16(), wide[:, 0, 0]):
@@ -65,7 +76,7 @@ def test_odd_inputs() -> None:
 
 
 @needs_op
-def test_a_model_that_reads_weights_itself_is_left_alone() -> None:
+def test_a_model_that_reads_weights_itself_is_left_alone(kernels: LinearKernels | None) -> None:
     model = zoo.build("llama_yarn_tied").bfloat16()
     attention = model.model.layers[1].self_attn
 
@@ -75,13 +86,13 @@ def test_a_model_that_reads_weights_itself_is_left_alone() -> None:
 
     attention.q_proj.__class__ = Reading
     before = logits(model)
-    assert prepack(LoadedModel.of(model)) == 0
+    assert prepack(LoadedModel.of(model), kernels) == 0
     assert torch.equal(logits(model), before)
-    assert not any(isinstance(module, PackedLinear) for module in model.modules())
+    assert not any(isinstance(module, (PackedLinear, NativeLinear)) for module in model.modules())
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
 def test_other_dtypes_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert prepack(LoadedModel.of(zoo.build("llama"))) == 0
+    assert prepack(LoadedModel.of(zoo.build("llama")), None) == 0
     monkeypatch.setattr(prepacking, "available", lambda: False)
-    assert prepack(LoadedModel.of(zoo.build("llama").bfloat16())) == 0
+    assert prepack(LoadedModel.of(zoo.build("llama").bfloat16()), None) == 0

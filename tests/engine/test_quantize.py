@@ -10,6 +10,7 @@ from torch import nn
 
 from radixbackend import Engine, SamplingParams
 from radixbackend.engine.fuse import fuse
+from radixbackend.engine.linear import LinearKernels, NativeLinear, load_linear_kernels
 from radixbackend.engine.model_loader import LoadedModel
 from radixbackend.engine.quantize import Int8Linear, quantize
 from radixbackend.engine.rounding import TorchRounding, choose_rounding
@@ -21,30 +22,42 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=["torch", "native"], autouse=True)
-def rounding(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything by torch's operators, and by the kernel."""
-    if request.param == "torch":
+@pytest.fixture(params=["torch", "rounding", "kernels"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Everything by torch's operators, rounding by a kernel, and the products too."""
+    way: str = request.param
+    if way == "torch":
         monkeypatch.setattr("radixbackend.engine.quantize.choose_rounding", lambda: None)
     elif choose_rounding() is None:
         pytest.skip("no gcc here")
+    return way
 
 
-def linear(inputs: int = 64, outputs: int = 48, dtype: torch.dtype = torch.float32) -> tuple[nn.Linear, nn.Linear]:
+@pytest.fixture
+def kernels(way: str) -> LinearKernels | None:
+    kernels = load_linear_kernels(torch.device("cpu")) if way == "kernels" else None
+    if way == "kernels" and (kernels is None or not kernels.integers):
+        pytest.skip("this processor has no products of 8-bit integers")
+    return kernels
+
+
+def linear(
+    kernels: LinearKernels | None, inputs: int = 64, outputs: int = 48, dtype: torch.dtype = torch.float32
+) -> tuple[nn.Linear, nn.Linear]:
     """A layer and its quantized twin."""
     torch.manual_seed(0)
     plain = nn.Linear(inputs, outputs).to(dtype).requires_grad_(False)
     model = zoo.build("llama")
     model.lm_head = nn.Linear(inputs, outputs).to(dtype).requires_grad_(False)
     model.lm_head.load_state_dict(plain.state_dict())
-    quantize(LoadedModel.of(model))
+    quantize(LoadedModel.of(model), kernels)
     return plain, model.lm_head
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("rows", [1, 5, 200])
-def test_within_what_eight_bits_can_say(rows: int, dtype: torch.dtype) -> None:
-    plain, eight = linear(dtype=dtype)
+def test_within_what_eight_bits_can_say(rows: int, dtype: torch.dtype, kernels: LinearKernels | None) -> None:
+    plain, eight = linear(kernels, dtype=dtype)
     x = torch.randn(1, rows, 64).to(dtype)
     found, expected = eight(x), plain(x)
     assert found.shape == expected.shape
@@ -53,8 +66,8 @@ def test_within_what_eight_bits_can_say(rows: int, dtype: torch.dtype) -> None:
     assert 1e-4 < error < 2e-2  # it is quantized, and well
 
 
-def test_equals_the_same_integers_multiplied_by_hand() -> None:
-    plain, eight = linear()
+def test_equals_the_same_integers_multiplied_by_hand(kernels: LinearKernels | None) -> None:
+    plain, eight = linear(kernels)
     x = torch.randn(6, 64) * torch.tensor([1e-6, 1e-2, 1.0, 1e2, 1e6, 0.0])[:, None]
 
     def rounded(values: torch.Tensor) -> torch.Tensor:
@@ -65,8 +78,8 @@ def test_equals_the_same_integers_multiplied_by_hand() -> None:
     torch.testing.assert_close(eight(x), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_row_does_not_depend_on_the_others() -> None:
-    _, eight = linear()
+def test_a_row_does_not_depend_on_the_others(kernels: LinearKernels | None) -> None:
+    _, eight = linear(kernels)
     x = torch.randn(4, 64)
     alone = eight(x[2:3])
     x[0] *= 1e4
@@ -93,25 +106,25 @@ def test_the_kernel_rounds_as_torch_does(dtype: torch.dtype) -> None:
         torch.testing.assert_close(found, TorchRounding().from_integers(sums.clone(), scales, bias, dtype))
 
 
-def test_sizes_that_the_kernel_does_not_take() -> None:
-    plain, eight = linear(inputs=40, outputs=36)
+def test_sizes_that_the_kernel_does_not_take(kernels: LinearKernels | None) -> None:
+    plain, eight = linear(kernels, inputs=40, outputs=36)
     x = torch.randn(3, 40)
     error = (eight(x) - plain(x)).norm() / plain(x).norm()
     assert 1e-4 < error < 2e-2
 
 
-def test_nothing_in_nothing_out() -> None:
-    _, eight = linear()
+def test_nothing_in_nothing_out(kernels: LinearKernels | None) -> None:
+    _, eight = linear(kernels)
     assert eight(torch.empty(1, 0, 64)).shape == (1, 0, 48)
 
 
-def test_all_linear_layers_are_turned_and_the_rest_is_not() -> None:
+def test_all_linear_layers_are_turned_and_the_rest_is_not(kernels: LinearKernels | None) -> None:
     model = zoo.build("qwen2").bfloat16()
     loaded = LoadedModel.of(model)
     fuse(loaded)
-    assert quantize(loaded) == 3 * 4 + 1
+    assert quantize(loaded, kernels) == 3 * 4 + 1
     assert not any(type(module) is nn.Linear for module in model.modules())
-    assert isinstance(model.model.layers[0].self_attn.qkv_proj, Int8Linear)
+    assert isinstance(model.model.layers[0].self_attn.qkv_proj, NativeLinear if kernels else Int8Linear)
     assert model.model.embed_tokens.weight.dtype == torch.bfloat16
 
 
@@ -134,4 +147,4 @@ def test_where_it_cannot_be_had() -> None:
     loaded = LoadedModel.of(zoo.build("llama"))
     object.__setattr__(loaded, "device", torch.device("cuda"))
     with pytest.raises(ConfigError, match="runs on a CPU"):
-        quantize(loaded)
+        quantize(loaded, None)

@@ -4,12 +4,21 @@
  * run gives a partial softmax, and a row's runs are merged in order (flash decoding with splits of a fixed length). So
  * what a row gets depends on its own keys alone: not on who shares its batch, nor on the number of threads. Runs of one
  * key head are worked off row after row, so that a prefix which rows share comes from memory once and from the core's
- * own cache after. All sums are in float32.
+ * own cache after. All sums are in float32. Where the processor multiplies pairs of bfloat16, scores are the same sums
+ * in another order, and weights are rounded to bfloat16, as prefill_attention.c does.
  */
 
 #include "attention.h"
 
+#ifdef __AVX512BF16__
+#define PAIRS 1
+#include <immintrin.h>
+#else
+#define PAIRS 0
+#endif
+
 #define RUN 256
+#define AHEAD 64 /* keys whose memory is asked for before they are read */
 #define TILE LANES /* keys whose scores are summed across lanes together */
 
 typedef struct {
@@ -37,14 +46,30 @@ typedef struct {
 } Pair;
 
 typedef struct {
-    const float *queries; /* [heads, dim] */
+    const float *queries; /* [heads, dim]; in pairs, as they came */
     const void *keys;
     const int64_t *at; /* [TILE] */
-    int dim, heads, type;
+    int dim, heads, type, pairs;
 } Tile;
+
+#if PAIRS
+INLINE __m512i pairs_at(const void *from, int64_t at) { return _mm512_loadu_si512((const uint16_t *)from + at); }
+
+INLINE vec add_pairs(vec sum, __m512i a, __m512i b) {
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+#endif
 
 INLINE Pair score1(const Tile *tile, int key) {
     Pair out = {{{0}, {0}}};
+#if PAIRS
+    for (int d = 0; tile->pairs && d < tile->dim; d += 2 * LANES) {
+        __m512i k = pairs_at(tile->keys, tile->at[key] + d);
+        out.of[0] = add_pairs(out.of[0], k, pairs_at(tile->queries, d));
+        if (tile->heads > 1) out.of[1] = add_pairs(out.of[1], k, pairs_at(tile->queries, tile->dim + d));
+    }
+    if (tile->pairs) return out;
+#endif
     for (int d = 0; d < tile->dim; d += LANES) {
         vec k = widened(tile->keys, tile->at[key] + d, tile->type);
         out.of[0] += k * load(tile->queries + d);
@@ -71,9 +96,17 @@ FOLD(score4, score2, 4, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27
 FOLD(score8, score4, 2, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29, 2)
 FOLD(score16, score8, 1, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30, 1)
 
+/* Keys or values that will be read soon: from memory they come while others are worked on. */
+INLINE void fetch(const void *from, const int64_t *at, int first, int count, int dim, int type) {
+    int size = type == BFLOAT16 ? 2 : 4;
+    for (int k = first; k < first + TILE && k < count; k++)
+        for (int b = 0; b < dim * size; b += 64) __builtin_prefetch((const char *)from + at[k] * size + b, 0, 2);
+}
+
 /* Scores become weights, relative to the greatest; what fills up the last tile weighs nothing. */
-static inline void weigh(float *line, int count, float softcap, float *best, float *total) {
+INLINE void weigh(float *line, int count, float scaling, float softcap, int pairs, float *best, float *total) {
     int whole = (count + TILE - 1) / TILE * TILE;
+    for (int j = 0; j < whole; j += LANES) put(line + j, load(line + j) * spread(scaling));
     if (softcap > 0)
         for (int j = 0; j < count; j++) line[j] = softcap * tanhf(line[j] / softcap);
     for (int j = count; j < whole; j++) line[j] = -INFINITY;
@@ -82,6 +115,7 @@ static inline void weigh(float *line, int count, float softcap, float *best, flo
     *best = greatest_of(most);
     for (int j = 0; j < whole; j += LANES) {
         vec weight = exp_of(load(line + j) - spread(*best));
+        if (pairs) weight = rounded(weight, BFLOAT16);
         put(line + j, weight);
         sum += weight;
     }
@@ -101,33 +135,76 @@ INLINE void mix(float *out, int size, const float *weights, const void *values, 
         for (int d = 0; d < width; d++) put(out + g * size + d * LANES, sum[g][d]);
 }
 
+#if PAIRS
+/* The same for 2 * `width` vectors of bfloat16, two keys at once: pairs of their values lie in the order in which the
+ * processor interleaves them, until the sums are put down. */
+INLINE void mix_pairs(float *out, int size, const float *weights, const void *values, const int64_t *at, int count,
+                      int heads, int width) {
+    vec sum[2][2][2] = {{{{0}}}};
+    for (int k = 0; k < count; k += 2) {
+        int64_t second = at[k + 1 < count ? k + 1 : k];
+        __m512i weight[2];
+        for (int g = 0; g < heads; g++) {
+            uint32_t low, high = 0; /* floats that are bfloat16 have it in their upper half */
+            memcpy(&low, weights + g * RUN + k, sizeof low);
+            if (k + 1 < count) memcpy(&high, weights + g * RUN + k + 1, sizeof high);
+            weight[g] = _mm512_set1_epi32((int)(low >> 16 | high));
+        }
+        for (int d = 0; d < width; d++) {
+            __m512i a = pairs_at(values, at[k] + d * 2 * LANES), b = pairs_at(values, second + d * 2 * LANES);
+            __m512i low = _mm512_unpacklo_epi16(a, b), high = _mm512_unpackhi_epi16(a, b);
+            for (int g = 0; g < heads; g++) {
+                sum[g][d][0] = add_pairs(sum[g][d][0], low, weight[g]);
+                sum[g][d][1] = add_pairs(sum[g][d][1], high, weight[g]);
+            }
+        }
+    }
+    for (int g = 0; g < heads; g++)
+        for (int d = 0; d < width; d++) {
+            vec low = sum[g][d][0], high = sum[g][d][1];
+            float *to = out + g * size + d * 2 * LANES;
+            put(to, PICK(low, high, 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23));
+            put(to + LANES, PICK(low, high, 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31));
+        }
+}
+#endif
+
 /* One run of one row under one or two query heads of a key head; `heads` and `type` are constants where it is called. */
 INLINE void attend_heads(const Layer *layer, const Packed *query, int64_t query_at, const int64_t *keys,
-                         const int64_t *values, int count, float *out, int heads, int type) {
+                         const int64_t *values, int count, float *out, int heads, int type, int pairs) {
     int size = record(layer), dim = layer->key_dim;
     float queries[2 * dim] __attribute__((aligned(64)));
     float scores[2 * RUN] __attribute__((aligned(64)));
-    for (int g = 0; g < heads; g++)
-        for (int d = 0; d < dim; d += LANES)
-            put(queries + g * dim + d, widened(query->at, query_at + g * query->head + d, type) * layer->scaling);
+    for (int g = 0; g < heads; g++) {
+        int64_t at = query_at + g * query->head;
+        if (pairs) memcpy((uint16_t *)queries + g * dim, (const uint16_t *)query->at + at, 2 * (size_t)dim);
+        for (int d = 0; !pairs && d < dim; d += LANES) put(queries + g * dim + d, widened(query->at, at + d, type));
+    }
     for (int j = 0; j < count; j += TILE) {
-        Tile tile = {queries, layer->keys, keys + j, dim, heads, type};
+        fetch(layer->keys, keys, j + AHEAD, count, dim, type);
+        fetch(layer->values, values, j, count, layer->value_dim, type);
+        Tile tile = {queries, layer->keys, keys + j, dim, heads, type, pairs};
         Pair pair = score16(&tile, 0);
         for (int g = 0; g < heads; g++) put(scores + g * RUN + j, pair.of[g]);
     }
     for (int g = 0; g < heads; g++) {
         float *end = out + g * size + layer->value_dim;
-        weigh(scores + g * RUN, count, layer->softcap, end, end + 1);
+        weigh(scores + g * RUN, count, layer->scaling, layer->softcap, pairs, end, end + 1);
     }
     for (int d = 0; d < layer->value_dim;) {
         const char *from = (const char *)layer->values + (int64_t)d * (type == BFLOAT16 ? 2 : 4);
-        if (layer->value_dim - d >= 4 * LANES) {
-            mix(out + d, size, scores, from, values, count, heads, 4, type);
-            d += 4 * LANES;
-        } else {
-            mix(out + d, size, scores, from, values, count, heads, 1, type);
-            d += LANES;
+        int left = layer->value_dim - d;
+#if PAIRS
+        if (pairs) {
+            if (left >= 4 * LANES) mix_pairs(out + d, size, scores, from, values, count, heads, 2);
+            else mix_pairs(out + d, size, scores, from, values, count, heads, 1);
+            d += left >= 4 * LANES ? 4 * LANES : 2 * LANES;
+            continue;
         }
+#endif
+        if (left >= 4 * LANES) mix(out + d, size, scores, from, values, count, heads, 4, type);
+        else mix(out + d, size, scores, from, values, count, heads, 1, type);
+        d += left >= 4 * LANES ? 4 * LANES : LANES;
     }
 }
 
@@ -146,13 +223,14 @@ static void attend(const Layer *layer, const Batch *batch, const Packed *query, 
         int64_t at = batch->packed[row] * query->row + (head * layer->group + g) * query->head;
         float *to = out + g * record(layer);
         int heads = layer->group - g > 1 ? 2 : 1;
-        if (layer->type == BFLOAT16) {
-            if (heads == 2) attend_heads(layer, query, at, keys, values, count, to, 2, BFLOAT16);
-            else attend_heads(layer, query, at, keys, values, count, to, 1, BFLOAT16);
-        } else {
-            if (heads == 2) attend_heads(layer, query, at, keys, values, count, to, 2, FLOAT32);
-            else attend_heads(layer, query, at, keys, values, count, to, 1, FLOAT32);
-        }
+        int pairs = PAIRS && layer->type == BFLOAT16 && layer->key_dim % (2 * LANES) == 0 && layer->value_dim % (2 * LANES) == 0;
+#define ATTEND(heads, type, pairs) attend_heads(layer, query, at, keys, values, count, to, heads, type, pairs)
+        if (pairs && heads == 2) ATTEND(2, BFLOAT16, 1);
+        else if (pairs) ATTEND(1, BFLOAT16, 1);
+        else if (layer->type == BFLOAT16 && heads == 2) ATTEND(2, BFLOAT16, 0);
+        else if (layer->type == BFLOAT16) ATTEND(1, BFLOAT16, 0);
+        else if (heads == 2) ATTEND(2, FLOAT32, 0);
+        else ATTEND(1, FLOAT32, 0);
         g += heads;
     }
 }

@@ -1,35 +1,17 @@
-/* What stands before and after a product of 8-bit integers: rows to integers, each by a scale of its own, and back.
- * The same steps as quantize.py spells out in torch, in one pass each. */
+/* What stands before and after oneDNN's products of 8-bit integers: the same steps as rounding.py spells out in torch, in
+ * one pass each. */
 
-#include "vectors.h"
+#include "rows.h"
 
 #define FEW (1 << 14) /* items below which one thread is faster than two */
 
-typedef uint8_t bytes __attribute__((vector_size(LANES)));
-
-static float greatest(const void *rows, int64_t at, int columns, int type) {
-    vec most = {0};
-    for (int j = 0; j < columns; j += LANES)
-        most = greater((vec)((ints)widened(rows, at + j, type) & spread_bits(INT32_MAX)), most);
-    return greatest_of(most);
-}
-
 /* `integers` [count, columns] and `scales` [count] of `rows` [count, columns], which lie side by side; columns are a
- * multiple of LANES. Integers lie around `middle`, up to `largest` away. */
+ * multiple of LANES. */
 void radix_to_integers(const void *rows, int type, int count, int columns, int largest, int middle, float smallest,
                        uint8_t *integers, float *scales) {
 #pragma omp parallel for if (count > 1 && (int64_t)count * columns > FEW)
-    for (int i = 0; i < count; i++) {
-        int64_t at = (int64_t)i * columns;
-        float scale = greatest(rows, at, columns, type) * (1.0f / largest);
-        scale = scale < smallest ? smallest : scale;
-        scales[i] = scale;
-        for (int j = 0; j < columns; j += LANES) {
-            vec x = widened(rows, at + j, type) / spread(scale) + spread(middle + 0.5f);
-            bytes out = __builtin_convertvector(__builtin_convertvector(x, ints), bytes);
-            memcpy(integers + at + j, &out, sizeof out);
-        }
-    }
+    for (int i = 0; i < count; i++)
+        scales[i] = integer_row(rows, (int64_t)i * columns, columns, type, largest, middle, smallest, integers);
 }
 
 /* `out` [count, columns] of sums [count, columns]: times each row's scale, plus `bias` [columns] of type `bias_type`

@@ -6,6 +6,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
 #define LANES 16
 #define INLINE static inline __attribute__((always_inline))
 
@@ -51,11 +55,23 @@ static inline void put_as(void *to, int64_t at, vec x, int type) {
         put((float *)to + at, x);
         return;
     }
+#ifdef __AVX512BF16__
+    __m256bh out = _mm512_cvtneps_pbh((__m512)x);
+#else
     words bits = (words)x;
     words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     words number = (words)(x == x);
     halves out = __builtin_convertvector((rounded & number) | (0x7fc0 & ~number), halves);
+#endif
     memcpy((uint16_t *)to + at, &out, sizeof out);
+}
+
+/* To the tensors' type and back: what a result would be after it was stored. */
+static inline vec rounded(vec x, int type) {
+    if (type == FLOAT32) return x;
+    uint16_t stored[LANES];
+    put_as(stored, 0, x, type);
+    return widened(stored, 0, type);
 }
 
 /* e^x for x <= 0, to about one unit in the last place; 0 below -87 (the polynomial is that of Cephes' expf). */

@@ -1,0 +1,135 @@
+/* Products with packed weights, and the two halves of a decoder layer around its attention, each in one call: with small
+ * steps, calling takes longer than computing. The Python face is linear.py and halves.py.
+ *
+ * Functions below that are not exported are called by all threads of a team, which meet at the end of each loop. */
+
+#include <stdlib.h>
+
+#include "linear.h"
+
+/* Of a half: everything that it rounds is rounded where the modules of transformers round. */
+typedef struct {
+    const Linear *qkv, *output, *gate_up, *down;
+    const void *before_attention, *before_mlp; /* [hidden] weights of norms */
+    const void *head_norm;                     /* [turned, head_dim] weights of the heads' norms, or null */
+    float attention_epsilon, mlp_epsilon, head_epsilon;
+    int32_t hidden, inner;    /* sizes */
+    int32_t turned, head_dim; /* queries and keys, which are rotated */
+    int32_t type;
+} Block;
+
+/* Which inputs there are products for. */
+int radix_serves_pairs(void) {
+#ifdef PAIRS
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+int radix_serves_integers(void) {
+#ifdef FOURS
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+#if defined(PAIRS) || defined(FOURS)
+
+typedef struct {
+    uint8_t *integers; /* [count, inputs] */
+    float *scales;     /* [count] */
+} Scratch;
+
+static size_t padded(size_t size) { return (size + 63) / 64 * 64; }
+
+static size_t scratch_size(const Linear *linear, int count) {
+    return linear->scales ? padded((size_t)count * linear->words * 4) + padded((size_t)count * sizeof(float)) : 0;
+}
+
+static Scratch scratch_at(char *at, const Linear *linear, int count) {
+    return (Scratch){(uint8_t *)at, (float *)(at + padded((size_t)count * linear->words * 4))};
+}
+
+/* `out` [count, outputs] = `x` [count, inputs] times the weight, plus the bias, plus `residual`. */
+static void product(const Linear *linear, const void *x, int count, int type, char *scratch, const void *residual, void *out) {
+    Rows rows = {x, NULL, residual, out, count, type};
+    if (linear->scales) {
+        Scratch its = scratch_at(scratch, linear, count);
+        int inputs = linear->words * 4;
+#pragma omp for schedule(static)
+        for (int i = 0; i < count; i++)
+            its.scales[i] = integer_row(x, (int64_t)i * inputs, inputs, type, LARGEST, MIDDLE, SMALLEST, its.integers);
+        rows.words = (const uint32_t *)its.integers, rows.scales = its.scales;
+    }
+    multiply(linear, &rows);
+}
+
+static void norm(const void *x, int count, const void *weight, int weights, float epsilon, int columns, int type, void *out) {
+#pragma omp for schedule(static)
+    for (int i = 0; i < count; i++)
+        norm_row(x, NULL, NULL, (int64_t)i * columns, weight, (int64_t)(i % weights) * columns, epsilon, columns, type, out);
+}
+
+/* Memory for one call; every part begins at a multiple of 64 bytes. */
+static char *room(size_t size) { return aligned_alloc(64, padded(size ? size : 1)); }
+
+/* All three return whether there was memory for it. */
+int radix_linear(const Linear *linear, const void *x, int count, int type, void *out) {
+    char *scratch = room(scratch_size(linear, count));
+    if (!scratch) return 0;
+#pragma omp parallel
+    product(linear, x, count, type, scratch, NULL, out);
+    free(scratch);
+    return 1;
+}
+
+/* `hidden` [count, hidden] to `mixed` [count, heads, head_dim]: queries, keys, values; `cos` and `sin` [count, head_dim]. */
+int radix_before_attention(const Block *block, const void *hidden, const void *cos, const void *sin, int count, void *mixed) {
+    int item = block->type == BFLOAT16 ? 2 : 4, dim = block->head_dim, turned = block->turned, width = block->qkv->outputs;
+    size_t normed_size = padded((size_t)count * block->hidden * item);
+    char *normed = room(normed_size + scratch_size(block->qkv, count));
+    if (!normed) return 0;
+#pragma omp parallel
+    {
+        norm(hidden, count, block->before_attention, 1, block->attention_epsilon, block->hidden, block->type, normed);
+        product(block->qkv, normed, count, block->type, normed + normed_size, NULL, mixed);
+#pragma omp for schedule(static)
+        for (int i = 0; i < count; i++) {
+            int64_t at = (int64_t)i * width;
+            for (int h = 0; block->head_norm && h < turned; h++)
+                norm_row(mixed, NULL, NULL, at + h * dim, block->head_norm, (int64_t)h * dim, block->head_epsilon, dim,
+                         block->type, mixed);
+            rotate_row(mixed, at, cos, sin, (int64_t)i * dim, turned, dim, block->type);
+        }
+    }
+    free(normed);
+    return 1;
+}
+
+/* `out` [count, hidden]: what the layer makes of `hidden` and of what its heads `attended` [count, heads * dim]. */
+int radix_after_attention(const Block *block, const void *hidden, const void *attended, int count, void *out) {
+    int item = block->type == BFLOAT16 ? 2 : 4, type = block->type;
+    size_t row = padded((size_t)count * block->hidden * item), inner = padded((size_t)count * block->inner * item);
+    size_t scratch_most = scratch_size(block->output, count), its = scratch_size(block->down, count);
+    scratch_most = its > scratch_most ? its : scratch_most;
+    its = scratch_size(block->gate_up, count);
+    scratch_most = its > scratch_most ? its : scratch_most;
+    char *sum = room(2 * row + 3 * inner + scratch_most);
+    if (!sum) return 0;
+    char *normed = sum + row, *pairs = normed + row, *gated = pairs + 2 * inner, *scratch = gated + inner;
+#pragma omp parallel
+    {
+        product(block->output, attended, count, type, scratch, hidden, sum);
+        norm(sum, count, block->before_mlp, 1, block->mlp_epsilon, block->hidden, type, normed);
+        product(block->gate_up, normed, count, type, scratch, NULL, pairs);
+#pragma omp for schedule(static)
+        for (int i = 0; i < count; i++) gate_row(pairs, i, block->inner, type, gated);
+        product(block->down, gated, count, type, scratch, sum, out);
+    }
+    free(sum);
+    return 1;
+}
+
+#endif
