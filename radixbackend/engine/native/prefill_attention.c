@@ -17,8 +17,9 @@
 
 #define TALL 6  /* rows of a product that stays in registers */
 #define WIDE 4  /* and its vectors */
-#define ROWS 66 /* of a task, at most: query heads times queries */
+#define ROWS 132 /* of a task, at most: query heads times queries */
 #define KEYS (WIDE * LANES)
+#define LOG2E 1.44269504088896341f
 #define DIM 256 /* greatest size of a head */
 #define LANE ((ints){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15})
 
@@ -49,7 +50,7 @@ typedef struct {
     float score[ROWS * KEYS];
     uint32_t weight[ROWS * KEYS / 2]; /* pairs along the keys */
     float sum[ROWS * DIM];
-    float best[ROWS], total[ROWS];
+    float best[ROWS + LANES], total[ROWS + LANES];
 } Work;
 
 /* c [TALL, KEYS] (rows `stride` apart) += a [TALL, pairs] (rows `a_stride` apart) times b [pairs, KEYS] (rows `b_stride`
@@ -72,67 +73,137 @@ INLINE void multiply(float *c, int stride, const uint32_t *a, int a_stride, cons
         for (int j = 0; j < WIDE; j++) _mm512_storeu_ps(c + i * stride + j * LANES, sum[i][j]);
 }
 
-static void gather_keys(Work *work, const Layer *layer, int head, const int32_t *slots, int count) {
-    int pairs = layer->key_dim / 2;
-    for (int k = 0; k < KEYS; k++) {
-        int64_t slot = slots[k < count ? k : count - 1];
-        const uint16_t *from = (const uint16_t *)layer->keys + head * layer->key_head + slot * layer->key_slot;
-        uint32_t line[DIM / 2];
-        memcpy(line, from, (size_t)pairs * sizeof *line);
-        for (int d = 0; d < pairs; d++) work->key[d * KEYS + k] = line[d];
+/* Sixteen words of sixteen rows each, to sixteen rows of what was a column. */
+INLINE void transpose(const uint32_t *const from[LANES], uint32_t *to, int stride) {
+    __m512i row[LANES], four[LANES];
+    for (int i = 0; i < LANES; i++) row[i] = _mm512_loadu_si512(from[i]);
+    for (int i = 0; i < LANES; i += 4) { /* a lane of 128 bits then holds one column of four rows */
+        __m512i a = _mm512_unpacklo_epi32(row[i], row[i + 1]), b = _mm512_unpackhi_epi32(row[i], row[i + 1]);
+        __m512i c = _mm512_unpacklo_epi32(row[i + 2], row[i + 3]), d = _mm512_unpackhi_epi32(row[i + 2], row[i + 3]);
+        four[i] = _mm512_unpacklo_epi64(a, c), four[i + 1] = _mm512_unpackhi_epi64(a, c);
+        four[i + 2] = _mm512_unpacklo_epi64(b, d), four[i + 3] = _mm512_unpackhi_epi64(b, d);
     }
+    for (int i = 0; i < 4; i++) {
+        __m512i a = _mm512_shuffle_i32x4(four[i], four[4 + i], 0x88), b = _mm512_shuffle_i32x4(four[i], four[4 + i], 0xdd);
+        __m512i c = _mm512_shuffle_i32x4(four[8 + i], four[12 + i], 0x88);
+        __m512i d = _mm512_shuffle_i32x4(four[8 + i], four[12 + i], 0xdd);
+        _mm512_storeu_si512(to + i * stride, _mm512_shuffle_i32x4(a, c, 0x88));
+        _mm512_storeu_si512(to + (4 + i) * stride, _mm512_shuffle_i32x4(b, d, 0x88));
+        _mm512_storeu_si512(to + (8 + i) * stride, _mm512_shuffle_i32x4(a, c, 0xdd));
+        _mm512_storeu_si512(to + (12 + i) * stride, _mm512_shuffle_i32x4(b, d, 0xdd));
+    }
+}
+
+static void gather_keys(Work *work, const Layer *layer, int head, const int32_t *slots, int count) {
+    for (int k = 0; k < KEYS; k += LANES)
+        for (int d = 0; d < layer->key_dim / 2; d += LANES) {
+            const uint32_t *from[LANES];
+            for (int i = 0; i < LANES; i++) {
+                int64_t slot = slots[k + i < count ? k + i : count - 1];
+                from[i] = (const uint32_t *)((const uint16_t *)layer->keys + head * layer->key_head + slot * layer->key_slot) + d;
+            }
+            transpose(from, work->key + d * KEYS + k, KEYS);
+        }
 }
 
 static void gather_values(Work *work, const Layer *layer, int head, const int32_t *slots, int count) {
     int dim = layer->value_dim;
+    ints low = LANE | (LANE + 32) << 16, high = low + spread_bits(16 | 16 << 16); /* where words of two values come from */
     for (int k = 0; k < KEYS; k += 2) {
         const uint16_t *from[2];
         for (int i = 0; i < 2; i++) {
             int64_t slot = slots[k + i < count ? k + i : count - 1];
             from[i] = (const uint16_t *)layer->values + head * layer->value_head + slot * layer->value_slot;
         }
-        for (int d = 0; d < dim; d += LANES) {
-            halves low, high;
-            memcpy(&low, from[0] + d, sizeof low);
-            memcpy(&high, from[1] + d, sizeof high);
-            words pair = __builtin_convertvector(low, words) | __builtin_convertvector(high, words) << 16;
-            memcpy(work->value + k / 2 * dim + d, &pair, sizeof pair);
+        for (int d = 0; d < dim; d += 2 * LANES) {
+            __m512i first = _mm512_loadu_si512(from[0] + d), second = _mm512_loadu_si512(from[1] + d);
+            uint32_t *to = work->value + k / 2 * dim + d;
+            _mm512_storeu_si512(to, _mm512_permutex2var_epi16(first, (__m512i)low, second));
+            _mm512_storeu_si512(to + LANES, _mm512_permutex2var_epi16(first, (__m512i)high, second));
         }
     }
 }
 
-/* One row's scores become weights, and what was summed before is brought in line with them. */
-static inline void weigh(Work *work, int row, int low, int high, int dim, float scaling) {
-    float *score = work->score + row * KEYS;
-    uint16_t *weight = (uint16_t *)(work->weight + row * KEYS / 2);
-    if (low >= high) {
-        memset(weight, 0, KEYS * sizeof *weight);
-        return;
-    }
+/* 2^x for x <= 0, to a unit or two in the last place (the polynomial is fitted over half an octave to each side). */
+INLINE vec power_of_two(vec x) {
+    x = (vec)_mm512_max_ps((__m512)spread(-200.0f), (__m512)x); /* what is not a number stays so */
+    vec n = (vec)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT);
+    x -= n;
+    vec y = spread(1.32186725e-03f);
+    y = y * x + spread(9.67169794e-03f);
+    y = y * x + spread(5.55089295e-02f);
+    y = y * x + spread(2.40222380e-01f);
+    y = y * x + spread(6.93146856e-01f);
+    y = y * x + spread(1.0f);
+    return (vec)_mm512_scalef_ps((__m512)y, (__m512)n);
+}
+
+/* Which keys of a block a row sees: [low, high). */
+typedef struct {
+    int low, high;
+} Seen;
+
+/* A row's scores, in powers of two; gives the greatest in each lane. */
+INLINE vec scale_row(float *score, Seen seen, float scaling) {
     vec most = spread(-INFINITY);
     for (int j = 0; j < KEYS; j += LANES) {
-        vec x = load(score + j) * scaling;
-        if (low > j || high < j + LANES) {
+        vec x = load(score + j) * spread(scaling);
+        if (seen.low > j || seen.high < j + LANES) {
             ints at = LANE + j;
-            x = either(x, spread(-INFINITY), (at >= low) & (at < high));
+            x = either(x, spread(-INFINITY), (at >= seen.low) & (at < seen.high));
         }
         put(score + j, x);
-        most = greater(x, most);
+        most = (vec)_mm512_max_ps((__m512)most, (__m512)x); /* what is not a number comes back as its weight */
     }
-    float best = greatest_of(greater(most, spread(work->best[row])));
-    vec sum = {0};
+    return most;
+}
+
+/* And its weights; gives their sum in each lane. */
+INLINE vec weigh_row(const float *score, uint16_t *weight, float best) {
+    vec sum = {0}, base = spread(best == -INFINITY ? 0 : best);
     for (int j = 0; j < KEYS; j += LANES) {
-        vec x = exp_of(load(score + j) - spread(best));
+        vec x = power_of_two(load(score + j) - base);
         put_as(weight, j, x, BFLOAT16);
         sum += x;
     }
-    if (best != work->best[row]) {
-        float share = expf(work->best[row] - best);
-        for (int d = 0; d < dim; d += LANES) put(work->sum + row * dim + d, load(work->sum + row * dim + d) * share);
-        work->total[row] *= share;
-        work->best[row] = best;
+    return sum;
+}
+
+/* From lane i of sixteen vectors' lanes: the i-th combined. */
+#define ACROSS_ROWS(name, combine)                                                                            \
+    INLINE vec name(const vec rows[LANES]) {                                                                  \
+        uint32_t columns[LANES * LANES] __attribute__((aligned(64)));                                         \
+        const uint32_t *from[LANES];                                                                          \
+        for (int i = 0; i < LANES; i++) from[i] = (const uint32_t *)&rows[i];                                 \
+        transpose(from, columns, LANES);                                                                      \
+        __m512 out = _mm512_load_ps(columns);                                                                 \
+        for (int i = 1; i < LANES; i++) out = combine(out, _mm512_load_ps(columns + i * LANES));              \
+        return (vec)out;                                                                                      \
     }
-    work->total[row] += sum_of(sum);
+ACROSS_ROWS(greatest_across, _mm512_max_ps)
+ACROSS_ROWS(sum_across, _mm512_add_ps)
+
+/* Sixteen rows' scores become weights, and what was summed before is brought in line with them; `scaling` holds what
+ * turns powers of e into powers of two. */
+static void weigh(Work *work, int row, int rows, const Seen seen[LANES], int dim, float scaling) {
+    vec lanes[LANES];
+    for (int i = 0; i < LANES; i++)
+        lanes[i] = i < rows ? scale_row(work->score + (row + i) * KEYS, seen[i], scaling) : spread(-INFINITY);
+    vec old = load(work->best + row), best = (vec)_mm512_max_ps((__m512)old, (__m512)greatest_across(lanes));
+    vec share = either(spread(1), power_of_two(old - best), old == best);
+    float shares[LANES] __attribute__((aligned(64)));
+    put(work->best + row, best), put(shares, share);
+    for (int i = 0; i < LANES; i++) {
+        if (i >= rows) {
+            lanes[i] = (vec){0};
+            continue;
+        }
+        lanes[i] = weigh_row(work->score + (row + i) * KEYS, (uint16_t *)(work->weight + (row + i) * KEYS / 2),
+                             work->best[row + i]);
+        float *sum = work->sum + (row + i) * dim;
+        for (int d = 0; shares[i] != 1 && d < dim; d += LANES) put(sum + d, load(sum + d) * spread(shares[i]));
+    }
+    put(work->total + row, load(work->total + row) * share + sum_across(lanes));
 }
 
 static int first_key(const Chunks *chunks, int position) {
@@ -163,9 +234,13 @@ static void attend(const Layer *layer, const Chunks *chunks, const Packed *query
         gather_keys(work, layer, head, slots + key, count);
         for (int r = 0; r < whole; r += TALL)
             multiply(work->score + r * KEYS, KEYS, work->query + r * pairs, pairs, work->key, KEYS, pairs, 0);
-        for (int r = 0; r < rows; r++) {
-            int at = position + r / group, low = first_key(chunks, at) - key, high = at + 1 - key;
-            weigh(work, r, low < 0 ? 0 : low, high < count ? high : count, dim, layer->scaling);
+        for (int r = 0; r < rows; r += LANES) {
+            Seen seen[LANES];
+            for (int i = 0; i < LANES; i++) {
+                int at = position + (r + i) / group, low = first_key(chunks, at) - key, high = at + 1 - key;
+                seen[i] = (Seen){low < 0 ? 0 : low, high < count ? high : count};
+            }
+            weigh(work, r, rows - r < LANES ? rows - r : LANES, seen, dim, layer->scaling * LOG2E);
         }
         memset(work->weight + rows * KEYS / 2, 0, (size_t)(whole - rows) * KEYS / 2 * sizeof *work->weight);
         gather_values(work, layer, head, slots + key, count);
@@ -178,9 +253,9 @@ static void attend(const Layer *layer, const Chunks *chunks, const Packed *query
         int query_head = head * group + r % group;
         float scale = 1, total = work->total[r];
         if (sinks) {
-            float best = sinks[query_head] > work->best[r] ? sinks[query_head] : work->best[r];
-            scale = expf(work->best[r] - best);
-            total = total * scale + expf(sinks[query_head] - best);
+            float sink = sinks[query_head] * LOG2E, best = sink > work->best[r] ? sink : work->best[r];
+            scale = exp2f(work->best[r] - best);
+            total = total * scale + exp2f(sink - best);
         }
         int64_t at = ((int64_t)(chunks->packed[sequence] + from + r / group) * layer->kv_heads * group + query_head) * dim;
         for (int d = 0; d < dim; d += LANES)

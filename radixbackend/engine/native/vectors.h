@@ -6,7 +6,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -74,12 +74,17 @@ static inline vec rounded(vec x, int type) {
     return widened(stored, 0, type);
 }
 
-/* e^x for x <= 0, to about one unit in the last place; 0 below -87 (the polynomial is that of Cephes' expf). */
+/* e^x for x <= 0, to about one unit in the last place; 0 far below (the polynomial is that of Cephes' expf). */
 static inline vec exp_of(vec x) {
+#ifdef __AVX512F__
+    x = (vec)_mm512_max_ps((__m512)spread(-150.0f), (__m512)x); /* what is not a number stays so */
+    vec n = (vec)_mm512_roundscale_ps((__m512)(x * spread(1.44269504088896341f)), _MM_FROUND_TO_NEAREST_INT);
+#else
     ints tiny = x < spread(-87.0f);
     x = either(spread(-87.0f), x, tiny);
     ints whole = __builtin_convertvector(x * spread(1.44269504088896341f) - spread(0.5f), ints); /* cut towards zero */
     vec n = __builtin_convertvector(whole, vec);
+#endif
     x = x - n * spread(0.693359375f) - n * spread(-2.12194440e-4f);
     vec y = spread(1.9875691500e-4f);
     y = y * x + spread(1.3981999507e-3f);
@@ -88,7 +93,11 @@ static inline vec exp_of(vec x) {
     y = y * x + spread(1.6666665459e-1f);
     y = y * x + spread(5.0000001201e-1f);
     y = y * x * x + x + spread(1.0f);
+#ifdef __AVX512F__
+    return (vec)_mm512_scalef_ps((__m512)y, (__m512)n);
+#else
     return (vec)((ints)(y * (vec)((whole + 127) << 23)) & ~tiny);
+#endif
 }
 
 /* The greater of each lane; what is not a number wins. */
