@@ -249,16 +249,19 @@ class FusedLayer:
         if position_embeddings is None:
             raise TypeError("a layer without rotary embeddings")
         rows = hidden_states.shape[:-1]
-        before, after = self._before, self._after
+        attend: Any = self.functions.get(self.attention.config._attn_implementation, self.eager)
+        before, after, packed = self._before, self._after, None
         if self.halves is not None and self.halves.take(hidden_states, position_embeddings):
-            before, after = self.halves.before, self.halves.after
+            before, after, packed = self.halves.before, self.halves.after, getattr(attend, "packed", None)
         turned, value = before(hidden_states, position_embeddings)
+        if packed is not None and past_key_values is None and len(hidden_states) == 1:
+            query, key = turned[0, :, : self.heads], turned[0, :, self.heads :]
+            return after(hidden_states, packed(self.attention, query, key, value[0], self.told))
         query = turned[..., : self.heads, :].transpose(1, 2)
         key = turned[..., self.heads :, :].transpose(1, 2)
         value = value.transpose(1, 2)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.attention.layer_idx)
-        attend: Any = self.functions.get(self.attention.config._attn_implementation, self.eager)
         out, _ = attend(self.attention, query, key, value, attention_mask, **{**kwargs, **self.told})
         return after(hidden_states, out.reshape(*rows, -1))
 

@@ -9,6 +9,7 @@ other one launches its kernels as it goes. No queues, no sampling, no decision a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -33,6 +34,29 @@ from radixbackend.engine.runner import Logits, wanted_rows
 from radixbackend.engine.transfer import Staging, fill_in, send
 from radixbackend.engine.vision import Vision
 from radixbackend.errors import IntegrityError, UnsupportedModelError
+
+
+class PagedAttention:
+    """The function registered with transformers, and the same for those who have packed rows already.
+
+    Args:
+        packed: takes the attention module, queries, keys and values ``[T, heads, dim]`` and what else was told.
+    """
+
+    def __init__(self, packed: Callable[..., torch.Tensor]) -> None:
+        self.packed = packed
+
+    def __call__(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **told: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """``[1, heads, T, dim]`` in, ``[1, T, heads, dim]`` out."""
+        return self.packed(module, *(x[0].transpose(0, 1) for x in (query, key, value)), told)[None], None
 
 
 class ModelRunner:
@@ -63,7 +87,7 @@ class ModelRunner:
         self.layers, self._modules = calls.layers, calls.modules
         self._shapes = [KVShape(x.kv_heads, x.key_dim, x.value_dim, x.dtype) for x in self.layers if x.writes]
         self.bytes_per_slot = bytes_per_slot(self._shapes)
-        register_attention(self.name, self._attend)
+        register_attention(self.name, PagedAttention(self._attend))
 
     @property
     def capacity(self) -> int:
@@ -151,24 +175,15 @@ class ModelRunner:
         return logits[: len(rows)] if self._takes_index else logits.index_select(0, rows)
 
     def _attend(
-        self,
-        module: nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        scaling: float | None = None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, None]:
-        """The function registered with transformers: ``[1, heads, T, dim]`` in, ``[1, T, heads, dim]`` out."""
+        self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, told: dict[str, Any]
+    ) -> torch.Tensor:
+        """``[T, heads, dim]`` in and out."""
         call = self._call
         if call >= len(self.layers) or self._modules[call] is not module:
             raise IntegrityError(f"unexpected attention call {call} by {type(module).__name__}")
         self._call = call + 1
         layer = self.layers[call]
-        sinks = kwargs["s_aux"] if layer.sinks else None
-        packed = [x[0].transpose(0, 1) for x in (query, key, value)]
-        return self.attention.attend(layer, packed[0], packed[1], packed[2], sinks)[None], None
+        return self.attention.attend(layer, query, key, value, told["s_aux"] if layer.sinks else None)
 
     def forget(self, sequence_id: SequenceId) -> None:
         """Nothing is kept beyond the slots."""

@@ -66,8 +66,16 @@ class _Chunks(ctypes.Structure):
     )
 
 
-class _Packed(ctypes.Structure):
-    _fields_ = (("at", c_void_p), ("row", c_int64), ("head", c_int64))
+class _Tensors(ctypes.Structure):
+    _fields_ = (
+        *(
+            (f"{name}_{what}" if what else name, kind)
+            for name in ("query", "key", "value")
+            for what, kind in (("", c_void_p), ("row", c_int64), ("head", c_int64))
+        ),
+        ("sinks", c_void_p),
+        ("out", c_void_p),
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,6 +124,7 @@ class NativeAttention:
         self._rows: dict[Kind, _Rows] = {}
         self._prompts: dict[Kind, _Prompts] = {}
         self._partial = torch.empty(0)
+        self._tensors = _Tensors()
 
     def refuses(self, layer: AttentionLayer) -> str | None:
         if layer.dtype not in TYPES:
@@ -157,23 +166,19 @@ class NativeAttention:
         if not split.few and not split.many:
             return self._torch.attend(layer, query, key, value, sinks)
         out = query.new_empty(len(query), layer.heads, layer.value_dim)
-        queries, q = _packed(query)
-        keys, k = _packed(key)
-        values, v = _packed(value)
+        query, key, value = _in_rows(query), _in_rows(key), _in_rows(value)
         extra = None if sinks is None else sinks.float().contiguous()
-        arguments = (
-            ctypes.byref(q),
-            ctypes.byref(k) if layer.writes else None,
-            ctypes.byref(v) if layer.writes else None,
-            None if extra is None else c_void_p(extra.data_ptr()),
-            c_void_p(out.data_ptr()),
-        )
-        its = ctypes.byref(self._layers[layer.index])
+        it = self._tensors
+        it.query, it.query_row, it.query_head = query.data_ptr(), query.stride(0), query.stride(1)
+        it.key, it.key_row, it.key_head = key.data_ptr() if layer.writes else None, key.stride(0), key.stride(1)
+        it.value, it.value_row, it.value_head = value.data_ptr(), value.stride(0), value.stride(1)
+        it.sinks = None if extra is None else extra.data_ptr()
+        it.out = out.data_ptr()
+        its, tensors = ctypes.byref(self._layers[layer.index]), ctypes.byref(it)
         if split.many:
-            self._prefill(its, ctypes.byref(self._prompts_of(layer, split).chunks), *arguments)
+            self._prefill(its, ctypes.byref(self._prompts_of(layer, split).chunks), tensors)
         if split.few:
-            self._decode(its, ctypes.byref(self._rows_of(layer, split).batch), *arguments)
-        del queries, keys, values  # until here the kernels have read them
+            self._decode(its, ctypes.byref(self._rows_of(layer, split).batch), tensors)
         if split.rest_rows is not None:
             rows = split.rest_rows
             out[rows] = self._torch.attend(layer, query[rows], key[rows], value[rows], sinks)
@@ -220,11 +225,9 @@ def _layer(layer: AttentionLayer, store: KVStore) -> _Layer:
     )
 
 
-def _packed(tensor: torch.Tensor) -> tuple[torch.Tensor, _Packed]:
-    """``[T, heads, dim]`` as the kernel reads it; the tensor is to be held while it does."""
-    if tensor.stride(2) != 1:
-        tensor = tensor.contiguous()
-    return tensor, _Packed(tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
+def _in_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """``[T, heads, dim]`` as the kernels read it."""
+    return tensor if tensor.stride(2) == 1 else tensor.contiguous()
 
 
 def _split(batch: AttentionBatch, *, prompts: bool) -> _Split:

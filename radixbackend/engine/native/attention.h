@@ -17,6 +17,13 @@ typedef struct {
     int64_t row, head;
 } Packed;
 
+/* What a step brings and takes away. */
+typedef struct {
+    Packed query, key, value; /* the key is null where the layer writes none of its own */
+    const float *sinks;       /* [heads] or null */
+    void *out;                /* [packed rows, heads, value_dim] */
+} Tensors;
+
 static inline void store(void *to, int64_t head_stride, int64_t at, const Packed *from, int row, int heads, int dim, int type) {
     int size = type == BFLOAT16 ? 2 : 4;
     for (int h = 0; h < heads; h++)

@@ -260,15 +260,14 @@ static void merge(const Layer *layer, const Batch *batch, const float *sinks, vo
     }
 }
 
-/* Each row's new key and value go into its last slot, where `key` is given; then all rows attend.
- * `out` is [packed rows, heads, value_dim], `sinks` [heads] or null. */
-void radix_decode(const Layer *layer, const Batch *batch, const Packed *query, const Packed *key, const Packed *value,
-                  const float *sinks, void *out) {
-    for (int r = 0; key && r < batch->rows; r++) {
+/* Each row's new key and value go into its last slot, where the layer writes; then all rows attend. */
+void radix_decode(const Layer *layer, const Batch *batch, const Tensors *it) {
+    int new = it->key.at != NULL;
+    for (int r = 0; new && r < batch->rows; r++) {
         int64_t slot = ((const int32_t *)(intptr_t)batch->slots[r])[batch->length[r] - 1];
-        store(layer->keys, layer->key_head, slot * layer->key_slot, key, batch->packed[r], layer->kv_heads,
+        store(layer->keys, layer->key_head, slot * layer->key_slot, &it->key, batch->packed[r], layer->kv_heads,
               layer->key_dim, layer->type);
-        store(layer->values, layer->value_head, slot * layer->value_slot, value, batch->packed[r], layer->kv_heads,
+        store(layer->values, layer->value_head, slot * layer->value_slot, &it->value, batch->packed[r], layer->kv_heads,
               layer->value_dim, layer->type);
     }
     int all = layer->kv_heads * batch->runs;
@@ -276,9 +275,9 @@ void radix_decode(const Layer *layer, const Batch *batch, const Packed *query, c
     {
 #pragma omp for schedule(dynamic, 1)
         for (int t = 0; t < all; t++)
-            attend(layer, batch, query, t / batch->runs, batch->order_row[t % batch->runs], batch->order_run[t % batch->runs]);
+            attend(layer, batch, &it->query, t / batch->runs, batch->order_row[t % batch->runs], batch->order_run[t % batch->runs]);
 #pragma omp for schedule(static)
         for (int t = 0; t < layer->kv_heads * batch->rows; t++)
-            merge(layer, batch, sinks, out, t / batch->rows, t % batch->rows);
+            merge(layer, batch, it->sinks, it->out, t / batch->rows, t % batch->rows);
     }
 }

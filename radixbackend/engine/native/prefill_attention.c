@@ -265,18 +265,17 @@ static void attend(const Layer *layer, const Chunks *chunks, const Packed *query
 
 #endif
 
-/* Each chunk's new keys and values go into their slots, where `key` is given; then all chunks attend.
- * `out` is [packed rows, heads, value_dim], `sinks` [heads] or null. */
-void radix_prefill(const Layer *layer, const Chunks *chunks, const Packed *query, const Packed *key, const Packed *value,
-                   const float *sinks, void *out) {
+/* Each chunk's new keys and values go into their slots, where the layer writes; then all chunks attend. */
+void radix_prefill(const Layer *layer, const Chunks *chunks, const Tensors *it) {
 #if SERVES
-    for (int s = 0; key && s < chunks->sequences; s++) {
+    int new = it->key.at != NULL;
+    for (int s = 0; new && s < chunks->sequences; s++) {
         const int32_t *slots = (const int32_t *)(intptr_t)chunks->slots[s];
         for (int p = chunks->start[s]; p < chunks->length[s]; p++) {
             int row = chunks->packed[s] + p - chunks->start[s];
-            store(layer->keys, layer->key_head, slots[p] * layer->key_slot, key, row, layer->kv_heads, layer->key_dim,
+            store(layer->keys, layer->key_head, slots[p] * layer->key_slot, &it->key, row, layer->kv_heads, layer->key_dim,
                   layer->type);
-            store(layer->values, layer->value_head, slots[p] * layer->value_slot, value, row, layer->kv_heads,
+            store(layer->values, layer->value_head, slots[p] * layer->value_slot, &it->value, row, layer->kv_heads,
                   layer->value_dim, layer->type);
         }
     }
@@ -286,9 +285,9 @@ void radix_prefill(const Layer *layer, const Chunks *chunks, const Packed *query
         Work work;
 #pragma omp for schedule(dynamic, 1)
         for (int t = 0; t < all; t++)
-            attend(layer, chunks, query, sinks, out, t / chunks->tasks, t % chunks->tasks, &work);
+            attend(layer, chunks, &it->query, it->sinks, it->out, t / chunks->tasks, t % chunks->tasks, &work);
     }
 #else
-    (void)layer, (void)chunks, (void)query, (void)key, (void)value, (void)sinks, (void)out;
+    (void)layer, (void)chunks, (void)it;
 #endif
 }
