@@ -165,6 +165,26 @@ class TinyLlama(nn.Module):
         for twin, token in twins.items():
             table[twin] = table[token] + apart
 
+    @torch.no_grad()
+    def grow(self, weights: dict[str, Tensor]) -> None:
+        """Take the weights of a model with as many layers or fewer, and compute what it computes.
+
+        New layers stand behind the later of the old ones, whose copies they are, but that they add nothing at first
+        (progressive stacking, with the function kept as in Net2Net, arXiv 1511.05641).
+        """
+        pattern = "model.layers.{}."
+        old = 1 + max(int(name.split(".")[2]) for name in weights if name.startswith("model.layers."))
+        more = self.shape.layers - old
+        origin = sorted([*range(old), *(old - 2 - at % max(1, old - 1) for at in range(more))])
+        grown = {name: value for name, value in weights.items() if not name.startswith("model.layers.")}
+        for layer, source in enumerate(origin):
+            is_copy = layer > 0 and origin[layer - 1] == source
+            for name, value in weights.items():
+                if name.startswith(pattern.format(source)):
+                    ends = is_copy and name.endswith(("o_proj.weight", "down_proj.weight"))
+                    grown[name.replace(pattern.format(source), pattern.format(layer))] = value * 0 if ends else value
+        self.load_state_dict(grown)
+
     def hidden(self, ids: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """The last hidden states, (rows, length, hidden), for `logits`."""
         cos, sin = (table[: ids.shape[1]].to(dtype) for table in (self.cos, self.sin))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -68,10 +69,10 @@ def plan_at(progress: float) -> Plan:
     return Plan(16_000, 2048, 0.02, 0.0)
 
 
-def rate_at(step: int, progress: float) -> float:
+def rate_at(step: int, progress: float, decay_from: float = DECAY_FROM) -> float:
     """The learning rate's factor: warm up, stay, fall to a hundredth."""
     warm = min(1.0, (step + 1) / WARM_UP_STEPS)
-    return warm * (1.0 if progress < DECAY_FROM else max(0.01, (1.0 - progress) / (1.0 - DECAY_FROM)))
+    return warm * (1.0 if progress < decay_from else max(0.01, (1.0 - progress) / (1.0 - decay_from)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +161,10 @@ class Trainer:
         self.folder = Path(options.out)
         self.device = torch.device(options.device)
         torch.manual_seed(options.seed)
-        self.model = TinyLlama(Shape())
+        self.model = TinyLlama(Shape(layers=options.layers))
         self.tokenizer = _tokenizer(self.folder / "tokenizer.json")
         if options.start:
-            self.model.load_state_dict(load_file(Path(options.start) / "model.safetensors"))
+            self.model.grow(load_file(Path(options.start) / "model.safetensors"))
         else:
             self.model.liken(twins(self.tokenizer))
         self.model.to(self.device)
@@ -189,6 +190,11 @@ class Trainer:
         """A model that has learned to copy is spared the beginning."""
         return plan_at(max(self.progress, 0.15) if self.options.start else self.progress)
 
+    @property
+    def rate(self) -> float:
+        """The learning rate's factor now; it falls from the beginning for a model that has been trained before."""
+        return rate_at(self.step, self.progress, 0.0 if self.options.start else DECAY_FROM)
+
     def run(self) -> None:
         seed = f"{self.options.seed}/{self.rank}/{self.step}"
         stream = batches(seed, self.tokenizer, lambda: self.plan, MICRO_TOKENS[self.device.type])
@@ -200,7 +206,7 @@ class Trainer:
             self.seconds += self._agreed(time.monotonic() - began)
             now = self._agreed(time.monotonic())
             if now - logged > 30:
-                self._log(loss=sum(recent) / len(recent), rate=rate_at(self.step, self.progress))
+                self._log(loss=sum(recent) / len(recent), rate=self.rate)
                 recent, logged = [], now
             if now - checked > self.options.check_every:
                 self._check(QUICK_CHECK)
@@ -213,7 +219,7 @@ class Trainer:
 
     def _step(self, stream: Iterator[Batch]) -> float:
         """Gradients of this process's part of a step, summed over all processes; then the update. Gives the loss."""
-        factor = rate_at(self.step, self.progress)
+        factor = self.rate
         goal = self.tokens + self.plan.step_tokens
         sums = torch.zeros(3, device=self.device)  # loss, weight, tokens
         while self.taken.value < goal:
@@ -318,7 +324,8 @@ def _work(rank: int, options: argparse.Namespace, taken: Any) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train radix-tiny on generated text.")
     parser.add_argument("--out", required=True, help="folder for checkpoints, the log and the finished model")
-    parser.add_argument("--start", help="folder of a model to start from, in place of nothing")
+    parser.add_argument("--start", help="folder of a model to start from, of as many layers or fewer")
+    parser.add_argument("--layers", type=int, default=Shape().layers)
     parser.add_argument("--tokens", type=float, default=100e6, help="budget of training tokens")
     parser.add_argument("--minutes", type=float, default=170, help="budget of time spent in steps")
     parser.add_argument("--device", choices=list(MICRO_TOKENS), default="cuda" if torch.cuda.is_available() else "cpu")
@@ -333,6 +340,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.processes = 1 if options.device == "cuda" else 2
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
+    if options.start and not (folder / "tokenizer.json").exists():
+        shutil.copy(Path(options.start) / "tokenizer.json", folder)
     if not (folder / "tokenizer.json").exists():
         train_tokenizer(options.seed).save(str(folder / "tokenizer.json"))
     taken = torch.multiprocessing.get_context("spawn").Value("q", 0)
