@@ -32,6 +32,9 @@ COLUMNS = 64
 WORD = 4
 """Bytes of inputs that the kernels multiply at once."""
 
+LONGEST = 2**16
+"""Inputs whose products of 8 bits cannot overflow a sum of 32."""
+
 
 class LinearStruct(ctypes.Structure):
     """``Linear`` of linear.h."""
@@ -60,6 +63,7 @@ class LinearKernels:
             and weight.layout == torch.strided
             and module.in_features % (LANES if integers else 2) == 0
             and module.out_features % LANES == 0
+            and (module.in_features <= LONGEST or not integers)
             and (bias is None or (bias.dtype in TYPES and bias.is_contiguous()))
             and not module._forward_hooks
         )

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
@@ -228,6 +229,20 @@ def test_training_computes_what_transformers_computes() -> None:
     with torch.no_grad():
         expected = theirs(input_ids=ids).logits
         assert torch.allclose(ours.logits(ours.hidden(ids, torch.float32)), expected, atol=1e-4)
+
+
+def test_a_grown_model_computes_what_the_smaller_one_does() -> None:
+    small = TinyLlama(Shape(vocabulary=64, hidden=32, layers=2, heads=2, kv_heads=1, feed_forward=48))
+    for parameter in small.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    tokens = torch.arange(40).view(2, 20)
+    expected = small.logits(small.hidden(tokens, torch.float32))
+    for layers in (2, 3, 5):
+        grown = TinyLlama(dataclasses.replace(small.shape, layers=layers))
+        grown.grow(small.state_dict())
+        torch.testing.assert_close(grown.logits(grown.hidden(tokens, torch.float32)), expected)
+        idle = [name for name, weight in grown.named_parameters() if not weight.any()]
+        assert len(idle) == 2 * (layers - 2)  # what leaves a new layer, and nothing else
 
 
 def test_the_folder_is_small_and_plain() -> None:
