@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from radixbackend.engine.processor import load_processor
 from radixbackend.engine.rope import context_limit
@@ -137,6 +138,8 @@ class LoadedModel:
         generation_config = getattr(model, "generation_config", None)
         head = model.get_output_embeddings()
         vocab_size = config.vocab_size if head is None else head.weight.shape[0]
+        if isinstance(head, nn.Linear):  # whose weight may be packed by an engine before this one
+            vocab_size = head.out_features
         sources = (generation_config, model.config, config, tokenizer)
         return cls(
             model=model,

@@ -66,6 +66,17 @@ def test_a_packed_model_passes_the_self_check(kernels: LinearKernels | None) -> 
 
 
 @needs_op
+def test_a_packed_model_can_be_served_once_more(kernels: LinearKernels | None) -> None:
+    model = zoo.build("llama").bfloat16()
+    first = LoadedModel.of(model)
+    prepack(first, kernels)
+    again = LoadedModel.of(model)
+    assert again.vocab_size == first.vocab_size == model.config.vocab_size
+    assert prepack(again, kernels) == 0
+    assert isinstance(choose_runner(again, TorchAttention()), ModelRunner)
+
+
+@needs_op
 def test_dense_weights_are_gone_except_tied_ones(kernels: LinearKernels | None) -> None:
     model = zoo.build("llama_yarn_tied").bfloat16()
     prepack(LoadedModel.of(model), kernels)
