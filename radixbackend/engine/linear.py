@@ -17,7 +17,6 @@ from ctypes import c_int, c_int32, c_void_p
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from radixbackend.engine.native.build import LANES, TYPES, load_kernels
@@ -54,6 +53,18 @@ class LinearKernels:
         if self.pairs or self.integers:
             self.product = self.library.radix_linear
             self.product.argtypes = (c_void_p, c_void_p, c_int, c_int, c_void_p)
+            self._pack = self.library.radix_pack
+            self._pack.argtypes = (c_void_p, c_int, c_int, c_void_p)
+            self._pack.restype = None
+
+    def packed(self, weight: torch.Tensor) -> torch.Tensor:
+        """``[outputs, inputs]`` as ``[panels, words, COLUMNS, inputs of a word]``, zero beyond the outputs."""
+        weight = weight.contiguous()
+        outputs, inputs = weight.shape
+        each = WORD // weight.element_size()
+        panels = weight.new_empty(-(-outputs // COLUMNS), inputs // each, COLUMNS, each)
+        self._pack(weight.data_ptr(), outputs, inputs // each, panels.data_ptr())
+        return panels
 
     def serves(self, module: nn.Linear, *, integers: bool) -> bool:
         """Whether a plain linear layer can be had as one of these, in integers or as it is."""
@@ -85,7 +96,7 @@ class NativeLinear(nn.Linear):
             scales = (weight.float().abs().amax(1) / LARGEST).clamp_min_(SMALLEST)
             weight = (weight.float() / scales[:, None]).round_().to(torch.int8)
             shifts = MIDDLE * weight.sum(1, dtype=torch.int32)
-        packed = _packed(weight)
+        packed = kernels.packed(weight)
         parts = (packed, scales, shifts, bias)
         module.struct = LinearStruct(
             *(None if part is None else part.data_ptr() for part in parts),
@@ -117,17 +128,6 @@ class NativeLinear(nn.Linear):
             if not done:
                 raise MemoryError(f"no room for a product of {count} rows")
         return out
-
-
-def _packed(weight: torch.Tensor) -> torch.Tensor:
-    """``[outputs, inputs]`` as ``[panels, words, COLUMNS, inputs of a word]``."""
-    each = WORD // weight.element_size()
-    padded = F.pad(weight, (0, 0, 0, -len(weight) % COLUMNS)).contiguous()
-    if padded.storage_offset() % each:
-        padded = padded.clone()
-    words = padded.view(torch.int32)  # moved as a whole, which is faster
-    packed = words.view(-1, COLUMNS, words.shape[1]).transpose(1, 2).contiguous()
-    return packed.unsqueeze(-1).view(weight.dtype)
 
 
 def load_linear_kernels(device: torch.device) -> LinearKernels | None:

@@ -75,6 +75,19 @@ static void norm(const void *x, int count, const void *weight, int weights, floa
 /* Memory for one call; every part begins at a multiple of 64 bytes. */
 static char *room(size_t size) { return aligned_alloc(64, padded(size ? size : 1)); }
 
+/* A weight [outputs, words] to panels; what is read and written at once stays in the cache. */
+void radix_pack(const uint32_t *weight, int outputs, int words, uint32_t *panels) {
+#pragma omp parallel for
+    for (int p = 0; p < (outputs + COLUMNS - 1) / COLUMNS; p++)
+        for (int from = 0; from < words; from += LANES)
+            for (int j = 0; j < COLUMNS; j++) {
+                int row = p * COLUMNS + j;
+                uint32_t *to = panels + (int64_t)p * words * COLUMNS + j;
+                for (int k = from; k < from + LANES && k < words; k++)
+                    to[(int64_t)k * COLUMNS] = row < outputs ? weight[(int64_t)row * words + k] : 0;
+            }
+}
+
 /* All three return whether there was memory for it. */
 int radix_linear(const Linear *linear, const void *x, int count, int type, void *out) {
     char *scratch = room(scratch_size(linear, count));
