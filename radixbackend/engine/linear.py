@@ -5,8 +5,8 @@ through the inputs in order. In bfloat16 they are the ones oneDNN makes, to the 
 rounding beyond; in 8-bit integers sums are exact. A weight exists once, in the kernels' layout; `NativeLinear.dense`
 gives it back. Which modules become such layers is for `prepack` and `quantize` to say.
 
-Measured on two cores of a Zen 4, against oneDNN's packed layers: 1.3 to 5 times as fast for up to 16 rows, where
-reading the weight takes the time, and as fast for a thousand.
+Measured on two cores of a Zen 4, against oneDNN's packed layers: 1.3 to 5 times as fast for one row, where reading the
+weight takes the time, 1.0 to 2 times for sixteen, and as fast for a thousand.
 """
 
 from __future__ import annotations

@@ -61,12 +61,13 @@ def quantize(loaded: LoadedModel, kernels: LinearKernels | None) -> int:
     linears = [module for module in loaded.model.modules() if type(module) is nn.Linear]
     if not linears:
         raise ConfigError(f"quantization={INT8!r} finds no linear layers in {loaded.name!r}; leave it out")
-    for module in linears:
-        if kernels is not None and kernels.serves(module, integers=True):
-            NativeLinear.turn(module, kernels, integers=True)
-    others = [module for module in linears if type(module) is nn.Linear]
+    native = [] if kernels is None else [module for module in linears if kernels.serves(module, integers=True)]
+    others = [module for module in linears if module not in native]
     if others and not all(hasattr(torch.ops.onednn, name) for name in ("qlinear_prepack", "qlinear_pointwise")):
         raise ConfigError(f"quantization={INT8!r} needs a torch built with oneDNN")
+    if kernels is not None:
+        for module in native:
+            NativeLinear.turn(module, kernels, integers=True)
     rounding, plain = choose_rounding() if others else None, TorchRounding()
     for module in others:
         serves = rounding is not None and rounding.serves(module.in_features, module.out_features, module.weight.dtype)

@@ -7,7 +7,7 @@ one pass, for elementwise passes cost half of what the integers gain. A row that
 from __future__ import annotations
 
 import logging
-from ctypes import c_float, c_int, c_void_p
+from ctypes import c_int, c_void_p
 from typing import Protocol
 
 import torch
@@ -61,7 +61,7 @@ class NativeRounding:
     def __init__(self) -> None:
         kernels = load_kernels("int8_rows")
         self._to, self._from = kernels.radix_to_integers, kernels.radix_from_integers
-        self._to.argtypes = (c_void_p, c_int, c_int, c_int, c_int, c_int, c_float, c_void_p, c_void_p)
+        self._to.argtypes = (c_void_p, c_int, c_int, c_int, c_void_p, c_void_p)
         self._from.argtypes = (c_void_p, c_void_p, c_void_p, c_int, c_int, c_int, c_void_p, c_int)
         self._to.restype = self._from.restype = None
 
@@ -79,9 +79,6 @@ class NativeRounding:
             TYPES[rows.dtype],
             count,
             columns,
-            LARGEST,
-            MIDDLE,
-            SMALLEST,
             integers.data_ptr(),
             scales.data_ptr(),
         )

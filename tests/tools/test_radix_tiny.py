@@ -243,6 +243,8 @@ def test_a_grown_model_computes_what_the_smaller_one_does() -> None:
         torch.testing.assert_close(grown.logits(grown.hidden(tokens, torch.float32)), expected)
         idle = [name for name, weight in grown.named_parameters() if not weight.any()]
         assert len(idle) == 2 * (layers - 2)  # what leaves a new layer, and nothing else
+    with pytest.raises(ValueError, match="a model of 2 layers does not fit into 1"):
+        TinyLlama(dataclasses.replace(small.shape, layers=1)).grow(small.state_dict())
 
 
 def test_the_folder_is_small_and_plain() -> None:

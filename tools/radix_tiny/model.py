@@ -175,6 +175,8 @@ class TinyLlama(nn.Module):
         pattern = "model.layers.{}."
         old = 1 + max(int(name.split(".")[2]) for name in weights if name.startswith("model.layers."))
         more = self.shape.layers - old
+        if more < 0:
+            raise ValueError(f"a model of {old} layers does not fit into {self.shape.layers}: ask for as many or more")
         origin = sorted([*range(old), *(old - 2 - at % max(1, old - 1) for at in range(more))])
         grown = {name: value for name, value in weights.items() if not name.startswith("model.layers.")}
         for layer, source in enumerate(origin):

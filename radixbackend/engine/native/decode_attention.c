@@ -12,7 +12,6 @@
 
 #ifdef __AVX512BF16__
 #define PAIRS 1
-#include <immintrin.h>
 #else
 #define PAIRS 0
 #endif

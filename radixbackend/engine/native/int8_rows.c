@@ -7,11 +7,10 @@
 
 /* `integers` [count, columns] and `scales` [count] of `rows` [count, columns], which lie side by side; columns are a
  * multiple of LANES. */
-void radix_to_integers(const void *rows, int type, int count, int columns, int largest, int middle, float smallest,
-                       uint8_t *integers, float *scales) {
+void radix_to_integers(const void *rows, int type, int count, int columns, uint8_t *integers, float *scales) {
 #pragma omp parallel for if (count > 1 && (int64_t)count * columns > FEW)
     for (int i = 0; i < count; i++)
-        scales[i] = integer_row(rows, (int64_t)i * columns, columns, type, largest, middle, smallest, integers);
+        scales[i] = integer_row(rows, (int64_t)i * columns, columns, type, integers);
 }
 
 /* `out` [count, columns] of sums [count, columns]: times each row's scale, plus `bias` [columns] of type `bias_type`

@@ -60,7 +60,7 @@ static void product(const Linear *linear, const void *x, int count, int type, ch
         int inputs = linear->words * 4;
 #pragma omp for schedule(static)
         for (int i = 0; i < count; i++)
-            its.scales[i] = integer_row(x, (int64_t)i * inputs, inputs, type, LARGEST, MIDDLE, SMALLEST, its.integers);
+            its.scales[i] = integer_row(x, (int64_t)i * inputs, inputs, type, its.integers);
         rows.words = (const uint32_t *)its.integers, rows.scales = its.scales;
     }
     multiply(linear, &rows);

@@ -8,7 +8,6 @@
 #include "rows.h"
 
 #if defined(__AVX512F__) && !defined(__AMX_TILE__) /* whole tiles (AMX) are better served by oneDNN */
-#include <immintrin.h>
 #ifdef __AVX512BF16__
 #define PAIRS 1
 #endif
@@ -21,9 +20,6 @@
 #define COLUMNS (WIDE * LANES)
 #define TALL 6    /* rows of a tile */
 #define BLOCK 240 /* rows that meet one panel after the other, at most */
-#define LARGEST 127
-#define MIDDLE 128
-#define SMALLEST 1.17549435e-38f /* of a scale: keeps rows of zeros from dividing by zero */
 
 typedef struct {
     const uint32_t *weight; /* [panels, words, COLUMNS], zero beyond the outputs */
@@ -67,8 +63,8 @@ INLINE __m512i dot_fours(__m512i sum, __m512i word, __m512i part) {
 #endif
 }
 
-/* The sums of a tile; `integers` and `rows` are constants where it is called. Meanwhile what comes
- * next is fetched: memory is read while products are made. */
+/* The sums of a tile; `integers` and `rows` are constants where it is called. Meanwhile what comes next
+ * is fetched: memory is read while products are made. */
 INLINE void sum_tile(const uint32_t *x, const uint32_t *w, int words, int rows, int integers, Ahead ahead,
                      __m512i sums[TALL][WIDE]) {
     __m512i sum[TALL][WIDE];

@@ -10,7 +10,6 @@
 
 #if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
 #define SERVES 1
-#include <immintrin.h>
 #else
 #define SERVES 0
 #endif

@@ -5,6 +5,10 @@
 
 #include "vectors.h"
 
+#define LARGEST 127 /* of an 8-bit integer, to both sides */
+#define MIDDLE 128  /* of unsigned ones */
+#define SMALLEST 1.17549435e-38f /* of a scale: keeps rows of zeros from dividing by zero */
+
 typedef uint8_t bytes __attribute__((vector_size(LANES)));
 
 /* Row `at` of `normed` = `weight` * that of `x` / the root of its mean square. Where `more` is given, `x` + `more` is
@@ -55,16 +59,15 @@ INLINE void gate_row(const void *pairs, int64_t i, int columns, int type, void *
     }
 }
 
-/* A row to integers around `middle`, up to `largest` away, by a scale of its own, which is returned. */
-INLINE float integer_row(const void *rows, int64_t at, int columns, int type, int largest, int middle, float smallest,
-                         uint8_t *integers) {
+/* A row to unsigned integers by a scale of its own, which is returned. */
+INLINE float integer_row(const void *rows, int64_t at, int columns, int type, uint8_t *integers) {
     vec most = {0};
     for (int j = 0; j < columns; j += LANES)
         most = greater((vec)((ints)widened(rows, at + j, type) & spread_bits(INT32_MAX)), most);
-    float scale = greatest_of(most) * (1.0f / largest);
-    scale = scale < smallest ? smallest : scale;
+    float scale = greatest_of(most) * (1.0f / LARGEST);
+    scale = scale < SMALLEST ? SMALLEST : scale;
     for (int j = 0; j < columns; j += LANES) {
-        vec x = widened(rows, at + j, type) / spread(scale) + spread(middle + 0.5f);
+        vec x = widened(rows, at + j, type) / spread(scale) + spread(MIDDLE + 0.5f);
         bytes out = __builtin_convertvector(__builtin_convertvector(x, ints), bytes);
         memcpy(integers + at + j, &out, sizeof out);
     }
