@@ -1,12 +1,14 @@
 """Linear layers on a CPU with weights packed for this project's own C kernels.
 
 Rules. What a row gets depends on that row alone, not on how many others come with it or on the threads: its sums go
-through the inputs in order. In bfloat16 they are the ones oneDNN makes, to the bit up to a thousand inputs and to a
-rounding beyond; in 8-bit integers sums are exact. A weight exists once, in the kernels' layout; `NativeLinear.dense`
-gives it back. Which modules become such layers is for `prepack` and `quantize` to say.
+through the inputs in order. In bfloat16 they are the ones oneDNN makes, to a rounding; in 8-bit integers they are
+exact. A weight exists once, in the kernels' layout; `NativeLinear.dense` gives it back. Which modules become such
+layers is for `prepack` and `quantize` to say.
 
-Measured on two cores of a Zen 4, against oneDNN's packed layers: 1.3 to 5 times as fast for one row, where reading the
-weight takes the time, 1.0 to 2 times for sixteen, and as fast for a thousand.
+Measured on two cores: on a Zen 4, which multiplies pairs of bfloat16, against oneDNN's packed layers 1.3 to 5 times as
+fast for one row, where reading the weight takes the time, 1.0 to 2 times for sixteen, and as fast for a thousand. On a
+Zen 3, which has AVX2 alone, oneDNN has none for bfloat16: torch takes 2.5 to 4 times as long for one row and far longer
+for many; in float32 it takes 2 to 8 times as long for up to sixteen rows, and as long for a thousand.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ from radixbackend.errors import MissingDependencyError
 
 log = logging.getLogger(__name__)
 
-COLUMNS = 64
-"""Outputs of a panel, as in linear.h."""
+FULL = 64
+"""Outputs are filled up to a multiple of it, as in linear.h."""
 
 WORD = 4
 """Bytes of inputs that the kernels multiply at once."""
@@ -51,6 +53,7 @@ class LinearKernels:
         self.library = load_kernels("layer")
         self.pairs, self.integers = (bool(self.library[f"radix_serves_{name}"]()) for name in ("pairs", "integers"))
         if self.pairs or self.integers:
+            self.panel = int(self.library.radix_panel())
             self.product = self.library.radix_linear
             self.product.argtypes = (c_void_p, c_void_p, c_int, c_int, c_void_p)
             self._pack = self.library.radix_pack
@@ -58,11 +61,11 @@ class LinearKernels:
             self._pack.restype = None
 
     def packed(self, weight: torch.Tensor) -> torch.Tensor:
-        """``[outputs, inputs]`` as ``[panels, words, COLUMNS, inputs of a word]``, zero beyond the outputs."""
+        """``[outputs, inputs]`` as ``[panels, words, panel, inputs of a word]``, zero beyond the outputs."""
         weight = weight.contiguous()
         outputs, inputs = weight.shape
         each = WORD // weight.element_size()
-        panels = weight.new_empty(-(-outputs // COLUMNS), inputs // each, COLUMNS, each)
+        panels = weight.new_empty(-(-outputs // FULL) * FULL // self.panel, inputs // each, self.panel, each)
         self._pack(weight.data_ptr(), outputs, inputs // each, panels.data_ptr())
         return panels
 

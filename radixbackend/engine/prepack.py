@@ -10,6 +10,7 @@ twice. Knows nothing of plans, slots or attention.
 from __future__ import annotations
 
 import logging
+import platform
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 TOLERANCE = 2e-3
 """``|Δ| / |output|`` up to which two results differ by summation order alone, a quarter of bfloat16's step."""
+
+X86 = ("x86_64", "AMD64")
 
 WHOLE_TOLERANCE = 0.2
 """The same for a model's logits, where roundings of all its layers add up; a weight that is misread gives about 1."""
@@ -66,6 +69,8 @@ def prepack(loaded: LoadedModel, kernels: LinearKernels | None) -> int:
         return 0
     before = _logits(loaded)
     linears = [module for module in loaded.model.modules() if type(module) is nn.Linear]
+    if kernels is None and not available() and platform.machine() in X86:
+        log.warning("this processor only emulates bfloat16: apt install gcc for kernels, or pass dtype='float32'")
     shared = _shared(loaded.model)
     kept: dict[nn.Linear, Any] = {module: module.weight for module in linears if module.weight in shared}
     packed = [module for module in linears if _pack(module, kernels)]

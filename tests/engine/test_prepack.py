@@ -117,3 +117,29 @@ def test_other_dtypes_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert prepack(LoadedModel.of(zoo.build("llama")), None) == 0
     monkeypatch.setattr(prepacking, "available", lambda: False)
     assert prepack(LoadedModel.of(zoo.build("llama").bfloat16()), None) == 0
+
+
+def test_without_onednn_the_kernels_serve_what_they_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor with AVX2 alone, where torch has no packed layers for bfloat16."""
+    kernels = load_linear_kernels(torch.device("cpu"))
+    if kernels is None or not kernels.pairs:
+        pytest.skip("no gcc here, or a processor without products of bfloat16 pairs")
+    monkeypatch.setattr(prepacking, "available", lambda: False)
+    model = zoo.build("llama").bfloat16()
+    model.lm_head = nn.Linear(model.config.hidden_size, 100, bias=False).bfloat16()  # outputs that they do not serve
+    before = logits(model, 40).float()
+    linears = sum(type(module) is nn.Linear for module in model.modules())
+    assert prepack(LoadedModel.of(model), kernels) == linears - 1
+    assert type(model.lm_head) is nn.Linear
+    error = (logits(model, 40).float() - before).norm() / before.norm()
+    assert error < 0.02
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "arm64"])
+def test_who_has_neither_is_told(
+    machine: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(prepacking, "available", lambda: False)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert prepack(LoadedModel.of(zoo.build("llama").bfloat16()), None) == 0
+    assert ("pass dtype='float32'" in caplog.text) == (machine == "x86_64")

@@ -22,7 +22,7 @@ import torch
 
 from radixbackend.errors import MissingDependencyError
 
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-tree-pre", "-fopenmp", "-shared", "-fPIC")
 SOURCES = Path(__file__).parent
 TIMEOUT = 60.0
 """Seconds for a compilation."""

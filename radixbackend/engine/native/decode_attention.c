@@ -16,6 +16,7 @@
 #define PAIRS 0
 #endif
 
+
 #define RUN 256
 #define AHEAD 64 /* keys whose memory is asked for before they are read */
 #define TILE LANES /* keys whose scores are summed across lanes together */
@@ -38,18 +39,44 @@ static inline float *partial(const Layer *layer, const Batch *batch, int head, i
     return batch->partial + ((int64_t)head * batch->runs + batch->base[row] + run) * layer->group * record(layer);
 }
 
-/* The scores of sixteen keys under one or two query heads. Products are summed across lanes pairwise, the keys in an
- * order in which few of them are under way at once, so that all stay in registers. */
-typedef struct {
-    vec of[2];
-} Pair;
-
+/* Sixteen keys under one or two query heads. */
 typedef struct {
     const float *queries; /* [heads, dim]; in pairs, as they came */
     const void *keys;
     const int64_t *at; /* [TILE] */
     int dim, heads, type, pairs;
 } Tile;
+
+#ifdef OCTETS
+/* The sums of four registers. */
+INLINE __m128 sums_of(__m256 a, __m256 b, __m256 c, __m256 d) {
+    __m256 four = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    return _mm_add_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps(four, 1));
+}
+
+/* The tile's scores, four keys at a time, to `scores` [heads, RUN]. */
+INLINE void score(const Tile *tile, float *scores) {
+    for (int k = 0; k < TILE; k += 4) {
+        __m256 sum[2][4];
+        for (int i = 0; i < 4; i++) sum[0][i] = sum[1][i] = _mm256_setzero_ps();
+        for (int d = 0; d < tile->dim; d += 8)
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) {
+                __m256 key = octet(tile->keys, tile->at[k + i] + d, tile->type);
+                sum[0][i] = _mm256_fmadd_ps(key, _mm256_loadu_ps(tile->queries + d), sum[0][i]);
+                if (tile->heads > 1)
+                    sum[1][i] = _mm256_fmadd_ps(key, _mm256_loadu_ps(tile->queries + tile->dim + d), sum[1][i]);
+            }
+        for (int g = 0; g < tile->heads; g++)
+            _mm_storeu_ps(scores + g * RUN + k, sums_of(sum[g][0], sum[g][1], sum[g][2], sum[g][3]));
+    }
+}
+#else
+/* Products are summed across lanes pairwise, the keys in an order in which few of them are under way at once, so that all
+ * stay in registers. */
+typedef struct {
+    vec of[2];
+} Pair;
 
 #if PAIRS
 INLINE __m512i pairs_at(const void *from, int64_t at) { return _mm512_loadu_si512((const uint16_t *)from + at); }
@@ -95,6 +122,13 @@ FOLD(score4, score2, 4, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27
 FOLD(score8, score4, 2, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29, 2)
 FOLD(score16, score8, 1, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30, 1)
 
+/* The tile's scores, to `scores` [heads, RUN]. */
+INLINE void score(const Tile *tile, float *scores) {
+    Pair pair = score16(tile, 0);
+    for (int g = 0; g < tile->heads; g++) put(scores + g * RUN, pair.of[g]);
+}
+#endif
+
 /* Keys or values that will be read soon: from memory they come while others are worked on. */
 INLINE void fetch(const void *from, const int64_t *at, int first, int count, int dim, int type) {
     int size = type == BFLOAT16 ? 2 : 4;
@@ -121,6 +155,26 @@ INLINE void weigh(float *line, int count, float scaling, float softcap, int pair
     *total = sum_of(sum);
 }
 
+#ifdef OCTETS
+/* The weighted sum of `count` values, `width` vectors of each, under one or two query heads. */
+INLINE void mix(float *out, int size, const float *weights, const void *values, const int64_t *at, int count, int heads,
+                int width, int type) {
+    for (int from = 0; from < 2 * width; from += 4) { /* so many registers as sums can stay in */
+        int registers = 2 * width - from < 4 ? 2 * width - from : 4;
+        __m256 sum[2][4];
+        for (int d = 0; d < 4; d++) sum[0][d] = sum[1][d] = _mm256_setzero_ps();
+        for (int k = 0; k < count; k++)
+#pragma GCC unroll 4
+            for (int d = 0; d < registers; d++) {
+                __m256 value = octet(values, at[k] + 8 * (from + d), type);
+                sum[0][d] = _mm256_fmadd_ps(_mm256_broadcast_ss(weights + k), value, sum[0][d]);
+                if (heads > 1) sum[1][d] = _mm256_fmadd_ps(_mm256_broadcast_ss(weights + RUN + k), value, sum[1][d]);
+            }
+        for (int g = 0; g < heads; g++)
+            for (int d = 0; d < registers; d++) _mm256_storeu_ps(out + g * size + 8 * (from + d), sum[g][d]);
+    }
+}
+#else
 /* The weighted sum of `count` values, `width` vectors of each, under one or two query heads. */
 INLINE void mix(float *out, int size, const float *weights, const void *values, const int64_t *at, int count, int heads,
                 int width, int type) {
@@ -133,6 +187,7 @@ INLINE void mix(float *out, int size, const float *weights, const void *values, 
     for (int g = 0; g < heads; g++)
         for (int d = 0; d < width; d++) put(out + g * size + d * LANES, sum[g][d]);
 }
+#endif
 
 #if PAIRS
 /* The same for 2 * `width` vectors of bfloat16, two keys at once: pairs of their values lie in the order in which the
@@ -183,8 +238,7 @@ INLINE void attend_heads(const Layer *layer, const Packed *query, int64_t query_
         fetch(layer->keys, keys, j + AHEAD, count, dim, type);
         fetch(layer->values, values, j, count, layer->value_dim, type);
         Tile tile = {queries, layer->keys, keys + j, dim, heads, type, pairs};
-        Pair pair = score16(&tile, 0);
-        for (int g = 0; g < heads; g++) put(scores + g * RUN + j, pair.of[g]);
+        score(&tile, scores + j);
     }
     for (int g = 0; g < heads; g++) {
         float *end = out + g * size + layer->value_dim;

@@ -37,32 +37,51 @@ int radix_serves_integers(void) {
 
 #if defined(PAIRS) || defined(FOURS)
 
+/* Outputs of a panel. */
+int radix_panel(void) { return COLUMNS; }
+
+/* What the rows of a product become before it. */
 typedef struct {
-    uint8_t *integers; /* [count, inputs] */
-    float *scales;     /* [count] */
+    uint32_t *operands; /* [count, words, OPERANDS], where a word is taken apart */
+    uint8_t *integers;  /* [count, inputs], and */
+    float *scales;      /* [count], where the weight has them */
+    char *end;
 } Scratch;
 
 static size_t padded(size_t size) { return (size + 63) / 64 * 64; }
 
-static size_t scratch_size(const Linear *linear, int count) {
-    return linear->scales ? padded((size_t)count * linear->words * 4) + padded((size_t)count * sizeof(float)) : 0;
+static Scratch scratch_at(char *at, const Linear *linear, int count) {
+    size_t row = (size_t)count * linear->words * sizeof(uint32_t);
+    Scratch its = {.operands = (uint32_t *)at};
+    at += OPERANDS > 1 ? padded(row * OPERANDS) : 0;
+    its.integers = (uint8_t *)at;
+    at += linear->scales ? padded(row) : 0;
+    its.scales = (float *)at;
+    its.end = at + (linear->scales ? padded((size_t)count * sizeof(float)) : 0);
+    return its;
 }
 
-static Scratch scratch_at(char *at, const Linear *linear, int count) {
-    return (Scratch){(uint8_t *)at, (float *)(at + padded((size_t)count * linear->words * 4))};
-}
+static size_t scratch_size(const Linear *linear, int count) { return (size_t)scratch_at(NULL, linear, count).end; }
 
 /* `out` [count, outputs] = `x` [count, inputs] times the weight, plus the bias, plus `residual`. */
 static void product(const Linear *linear, const void *x, int count, int type, char *scratch, const void *residual, void *out) {
     Rows rows = {x, NULL, residual, out, count, type};
+    Scratch its = scratch_at(scratch, linear, count);
     if (linear->scales) {
-        Scratch its = scratch_at(scratch, linear, count);
         int inputs = linear->words * 4;
 #pragma omp for schedule(static)
         for (int i = 0; i < count; i++)
             its.scales[i] = integer_row(x, (int64_t)i * inputs, inputs, type, its.integers);
-        rows.words = (const uint32_t *)its.integers, rows.scales = its.scales;
+        rows.operands = (const uint32_t *)its.integers, rows.scales = its.scales;
     }
+#if OPERANDS > 1
+    int words = linear->words;
+#pragma omp for schedule(static)
+    for (int i = 0; i < count; i++)
+        if (linear->scales) take_apart(rows.operands + (int64_t)i * words, words, 1, its.operands + (int64_t)i * words * OPERANDS);
+        else take_apart(rows.operands + (int64_t)i * words, words, 0, its.operands + (int64_t)i * words * OPERANDS);
+    rows.operands = its.operands;
+#endif
     multiply(linear, &rows);
 }
 
@@ -78,7 +97,7 @@ static char *room(size_t size) { return aligned_alloc(64, padded(size ? size : 1
 /* A weight [outputs, words] to panels; what is read and written at once stays in the cache. */
 void radix_pack(const uint32_t *weight, int outputs, int words, uint32_t *panels) {
 #pragma omp parallel for
-    for (int p = 0; p < (outputs + COLUMNS - 1) / COLUMNS; p++)
+    for (int p = 0; p < (outputs + FULL - 1) / FULL * FULL / COLUMNS; p++)
         for (int from = 0; from < words; from += LANES)
             for (int j = 0; j < COLUMNS; j++) {
                 int row = p * COLUMNS + j;

@@ -47,7 +47,7 @@ INLINE void rotate_row(void *x, int64_t at, const void *cos, const void *sin, in
 
 static inline vec silu(vec x) {
     vec e = exp_of((vec)((ints)x | spread_bits(INT32_MIN))); /* of minus the absolute value */
-    return x * either(e, spread(1.0f), x < (vec){0}) / (spread(1.0f) + e);
+    return x * either(e, spread(1.0f), less(x, (vec){0})) / (spread(1.0f) + e);
 }
 
 /* Row `i` of `out` [., columns] = silu of the first half of that of `pairs`, times the second half. */

@@ -6,8 +6,12 @@
 #include <stdint.h>
 #include <string.h>
 
-#ifdef __AVX512F__
+#if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
+#endif
+
+#if defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__)
+#define OCTETS 1 /* registers of eight floats, which are named where gcc does badly with half a vec in each */
 #endif
 
 #define LANES 16
@@ -31,6 +35,31 @@ static inline vec spread(float x) { return x - (vec){0}; }
 static inline ints spread_bits(int32_t x) { return x - (ints){0}; }
 
 static inline vec either(vec yes, vec no, ints which) { return (vec)(((ints)yes & which) | ((ints)no & ~which)); }
+
+/* All bits set where it holds; never where either is not a number. */
+#ifdef OCTETS
+typedef union {
+    vec whole;
+    ints bits;
+    __m256 half[2];
+} Halved;
+
+INLINE ints less(vec a, vec b) {
+    Halved x = {a}, y = {b}, out;
+    for (int i = 0; i < 2; i++) out.half[i] = _mm256_cmp_ps(x.half[i], y.half[i], _CMP_LT_OQ);
+    return out.bits;
+}
+
+INLINE ints same(vec a, vec b) {
+    Halved x = {a}, y = {b}, out;
+    for (int i = 0; i < 2; i++) out.half[i] = _mm256_cmp_ps(x.half[i], y.half[i], _CMP_EQ_OQ);
+    return out.bits;
+}
+#else
+INLINE ints less(vec a, vec b) { return a < b; }
+
+INLINE ints same(vec a, vec b) { return a == b; }
+#endif
 
 static inline vec load(const float *from) {
     vec out;
@@ -60,7 +89,7 @@ static inline void put_as(void *to, int64_t at, vec x, int type) {
 #else
     words bits = (words)x;
     words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    words number = (words)(x == x);
+    words number = (words)same(x, x);
     halves out = __builtin_convertvector((rounded & number) | (0x7fc0 & ~number), halves);
 #endif
     memcpy((uint16_t *)to + at, &out, sizeof out);
@@ -80,7 +109,7 @@ static inline vec exp_of(vec x) {
     x = (vec)_mm512_max_ps((__m512)spread(-150.0f), (__m512)x); /* what is not a number stays so */
     vec n = (vec)_mm512_roundscale_ps((__m512)(x * spread(1.44269504088896341f)), _MM_FROUND_TO_NEAREST_INT);
 #else
-    ints tiny = x < spread(-87.0f);
+    ints tiny = less(x, spread(-87.0f));
     x = either(spread(-87.0f), x, tiny);
     ints whole = __builtin_convertvector(x * spread(1.44269504088896341f) - spread(0.5f), ints); /* cut towards zero */
     vec n = __builtin_convertvector(whole, vec);
@@ -101,7 +130,10 @@ static inline vec exp_of(vec x) {
 }
 
 /* The greater of each lane; what is not a number wins. */
-static inline vec greater(vec a, vec b) { return either(a, b, (a > b) | (a != a)); }
+static inline vec greater(vec a, vec b) { return either(a, b, less(b, a) | ~same(a, a)); }
+
+#ifdef __AVX512F__
+static inline vec plus(vec a, vec b) { return a + b; }
 
 #define ACROSS(combine, x)                                                             \
     x = combine(x, PICK(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));  \
@@ -114,9 +146,37 @@ static inline float greatest_of(vec x) {
     return x[0];
 }
 
-static inline vec plus(vec a, vec b) { return a + b; }
-
 static inline float sum_of(vec x) {
     ACROSS(plus, x);
     return x[0];
 }
+#else
+/* Where a vec takes several registers, gcc moves lanes between them one by one. */
+static inline float greatest_of(vec x) {
+    float lane[LANES];
+    put(lane, x);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
+    ints number = same(x, x);
+    int32_t all = -1;
+    for (int i = 0; i < LANES; i++) all &= number[i];
+    return all ? lane[0] : NAN;
+}
+
+static inline float sum_of(vec x) {
+    float lane[LANES];
+    put(lane, x);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
+    return lane[0];
+}
+#endif
+
+#ifdef OCTETS
+/* Eight items from index `at` on. */
+INLINE __m256 octet(const void *from, int64_t at, int type) {
+    if (type == FLOAT32) return _mm256_loadu_ps((const float *)from + at);
+    __m128i narrow = _mm_loadu_si128((const __m128i *)((const uint16_t *)from + at));
+    return (__m256)_mm256_slli_epi32(_mm256_cvtepu16_epi32(narrow), 16);
+}
+#endif
