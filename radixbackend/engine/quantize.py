@@ -8,6 +8,7 @@ and the KV pool keep the model's type. The answers are not the model's own any m
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from radixbackend.engine.linear import LinearKernels, NativeLinear
 from radixbackend.engine.model_loader import LoadedModel
 from radixbackend.engine.rounding import LARGEST, MIDDLE, SMALLEST, Rounding, TorchRounding, choose_rounding
 from radixbackend.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 
 class Int8Linear(nn.Linear):
@@ -51,10 +54,10 @@ class Int8Linear(nn.Linear):
 
 
 def quantize(loaded: LoadedModel, kernels: LinearKernels | None) -> int:
-    """Turn all plain linear layers of a model into integers and return how many.
+    """Turn the plain linear layers of a model into integers and return how many.
 
-    Raises `ConfigError` where the model does not lie on a CPU, this torch lacks the operators, or there is nothing to
-    turn.
+    Layers whose sums would not be exact stay as they are. Raises `ConfigError` where the model does not lie on a CPU or
+    there is nothing to turn.
     """
     if loaded.device.type != "cpu":
         raise ConfigError(f"quantization={INT8!r} runs on a CPU, not on {loaded.device.type}; leave it out there")
@@ -63,8 +66,17 @@ def quantize(loaded: LoadedModel, kernels: LinearKernels | None) -> int:
         raise ConfigError(f"quantization={INT8!r} finds no linear layers in {loaded.name!r}; leave it out")
     native = [] if kernels is None else [module for module in linears if kernels.serves(module, integers=True)]
     others = [module for module in linears if module not in native]
-    if others and not all(hasattr(torch.ops.onednn, name) for name in ("qlinear_prepack", "qlinear_pointwise")):
-        raise ConfigError(f"quantization={INT8!r} needs a torch built with oneDNN")
+    if others and not sums_exactly():
+        if not native:
+            raise ConfigError(
+                f"quantization={INT8!r} needs gcc on this machine (apt install gcc): what torch has for this processor "
+                "does not sum 8-bit products exactly; or leave it out"
+            )
+        log.info(
+            "%d of %d linear layers are not turned into integers: their sums would not be exact",
+            *map(len, (others, linears)),
+        )
+        others = []
     if kernels is not None:
         for module in native:
             NativeLinear.turn(module, kernels, integers=True)
@@ -72,7 +84,22 @@ def quantize(loaded: LoadedModel, kernels: LinearKernels | None) -> int:
     for module in others:
         serves = rounding is not None and rounding.serves(module.in_features, module.out_features, module.weight.dtype)
         _quantize(module, rounding if rounding is not None and serves else plain)
-    return len(linears)
+    return len(native) + len(others)
+
+
+def sums_exactly() -> bool:
+    """Whether torch has oneDNN's products of 8-bit integers, and they are exact here.
+
+    Processors without an instruction for four of them (VNNI) add two in 16 bits, which may be too few: tried out, since
+    nothing tells which way oneDNN takes.
+    """
+    if not all(hasattr(torch.ops.onednn, name) for name in ("qlinear_prepack", "qlinear_pointwise")):
+        return False
+    layer = nn.Linear(64, 16, bias=False).requires_grad_(False)
+    layer.weight.fill_(LARGEST)
+    _quantize(layer, TorchRounding())
+    rows = torch.full((1, 64), float(LARGEST))
+    return bool((layer(rows) == LARGEST * LARGEST * 64).all())
 
 
 @torch.no_grad()
