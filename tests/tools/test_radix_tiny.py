@@ -22,6 +22,7 @@ from tools.radix_tiny import evaluate
 from tools.radix_tiny.corpus import dialogs, encode, render
 from tools.radix_tiny.dialog import Dialog
 from tools.radix_tiny.model import Shape, TinyLlama
+from tools.radix_tiny.muon import Muon
 from tools.radix_tiny.tasks.facts import CAPITALS
 from tools.radix_tiny.tokens import train_tokenizer, twins
 from tools.radix_tiny.words import CITIES, FIRST_NAMES, LAST_NAMES, Source, part
@@ -245,6 +246,23 @@ def test_a_grown_model_computes_what_the_smaller_one_does() -> None:
         assert len(idle) == 2 * (layers - 2)  # what leaves a new layer, and nothing else
     with pytest.raises(ValueError, match="a model of 2 layers does not fit into 1"):
         TinyLlama(dataclasses.replace(small.shape, layers=1)).grow(small.state_dict())
+
+
+def test_matrices_are_updated_as_by_torchs_own_optimizer() -> None:
+    torch.manual_seed(0)
+    for shape in ((24, 40), (40, 24)):
+        ours, theirs = (torch.nn.Parameter(torch.ones(shape)) for _ in range(2))
+        optimizers = (
+            Muon([ours], lr=0.01, weight_decay=0.1),
+            torch.optim.Muon([theirs], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        )
+        for _ in range(3):
+            ours.grad = torch.randn(shape)
+            theirs.grad = ours.grad.clone()
+            for optimizer in optimizers:
+                optimizer.step()
+        moved = theirs - torch.ones(shape)
+        assert (ours - theirs).norm() < 0.02 * moved.norm()  # theirs rounds on its way
 
 
 def test_the_folder_is_small_and_plain() -> None:

@@ -21,13 +21,13 @@ MAX_TOKENS = 2048
 
 TASKS: dict[Callable[[Source], Dialog], float] = {
     extraction.make: 0.25,
-    extraction.make_list: 0.03,
-    tools.make: 0.22,
-    classification.make: 0.11,
-    lookup.make: 0.23,
-    facts.make: 0.06,
+    extraction.make_list: 0.06,
+    tools.make: 0.18,
+    classification.make: 0.07,
+    lookup.make: 0.29,
+    facts.make: 0.04,
     facts.chat: 0.03,
-    dspy_formats.make: 0.06,
+    dspy_formats.make: 0.07,
     dspy_formats.react: 0.01,
 }
 """How large a share of the conversations each has."""

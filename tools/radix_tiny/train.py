@@ -16,7 +16,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from torch import Tensor
 from tools.radix_tiny.corpus import Example, draw, encode, render
 from tools.radix_tiny.export import export
 from tools.radix_tiny.model import Shape, TinyLlama
+from tools.radix_tiny.muon import Muon
 from tools.radix_tiny.tokens import train_tokenizer, twins
 from tools.radix_tiny.words import Source
 
@@ -173,7 +174,7 @@ class Trainer:
         self.vectors = [p for p in body.parameters() if p.ndim == 1] + [body.embed_tokens.weight]
         own = self.matrices[rank :: self.world]
         self.optimizers = [
-            torch.optim.Muon(own, lr=MATRIX_RATE, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
+            Muon(own, lr=MATRIX_RATE, weight_decay=WEIGHT_DECAY),
             torch.optim.AdamW(self.vectors, lr=VECTOR_RATE, betas=(0.9, 0.95), weight_decay=0.0),
         ]
         self.rates = [MATRIX_RATE, VECTOR_RATE]
@@ -188,12 +189,13 @@ class Trainer:
     @property
     def plan(self) -> Plan:
         """A model that has learned to copy is spared the beginning."""
-        return plan_at(max(self.progress, 0.15) if self.options.start else self.progress)
+        plan = plan_at(max(self.progress, 0.15) if self.options.start else self.progress)
+        return plan if self.options.step_tokens is None else replace(plan, step_tokens=self.options.step_tokens)
 
     @property
     def rate(self) -> float:
         """The learning rate's factor now; it falls from the beginning for a model that has been trained before."""
-        return rate_at(self.step, self.progress, 0.0 if self.options.start else DECAY_FROM)
+        return self.options.rate * rate_at(self.step, self.progress, 0.0 if self.options.start else DECAY_FROM)
 
     def run(self) -> None:
         seed = f"{self.options.seed}/{self.rank}/{self.step}"
@@ -328,6 +330,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, default=Shape().layers)
     parser.add_argument("--tokens", type=float, default=100e6, help="budget of training tokens")
     parser.add_argument("--minutes", type=float, default=170, help="budget of time spent in steps")
+    parser.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates: less for a short run")
+    parser.add_argument("--step-tokens", type=int, help="tokens of every step: fewer for a short run")
     parser.add_argument("--device", choices=list(MICRO_TOKENS), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--processes", type=int, help="2 on a CPU, 1 on a GPU")
     parser.add_argument("--threads", type=int, default=1, help="threads of each process")

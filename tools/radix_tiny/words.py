@@ -266,12 +266,17 @@ class Source:
 
     def product(self) -> str:
         draw = self.rng.random()
+        good = self._listed_or_not(GOODS)
         if draw < 0.35:
-            return f"{self.word_of(ADJECTIVES)} {self.word_of(GOODS)}"
+            return f"{self._listed_or_not(ADJECTIVES)} {good}"
         if draw < 0.6:
-            return f"{self.proper()} {self.word_of(GOODS).capitalize()}"
+            return f"{self.proper()} {good.capitalize()}"
         series, number = self.any(("X", "Pro", "Mini", "Max", "One", "S")), self.any(("", "", "2", "3", "7", "10"))
         return f"{self.proper()} {series}{number}"
+
+    def _listed_or_not(self, words: Sequence[str]) -> str:
+        """One of a list, or an invented word in its place: a list is soon known by heart, and copying with it."""
+        return self.word_of(words) if self.chance(0.6) else self.invented(1, 2)
 
     def price(self) -> float | int:
         return self.number(2, 990) if self.chance(0.4) else self.number(100, 99999) / 100
