@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from radixbackend.engine.plan import SequenceId, StepPlan
 from radixbackend.engine.runner import Runner
-from radixbackend.engine.sampler import Draws, Sampler
+from radixbackend.engine.sampler import Drawn, Draws, Sampler
 
 
 class ModelExecutor:
@@ -16,12 +14,13 @@ class ModelExecutor:
         self._runner = runner
         self._sampler = sampler
         self.traits = runner.traits
-        self._drawn: torch.Tensor | None = None  # by the last step launched, if it was launched without a fault
+        self._drawn: Drawn | None = None  # by the last step launched, if it was launched without a fault
 
     def launch(self, plan: StepPlan) -> Draws:
         drawn, self._drawn = self._drawn, None
-        draws = self._sampler.launch(plan, self._runner.run(plan, drawn))
-        self._drawn = draws.tokens
+        logits = self._runner.run(plan, None if drawn is None else drawn.tokens)
+        draws = self._sampler.launch(plan, logits, drawn)
+        self._drawn = draws.drawn
         return draws
 
     def forget(self, sequence_id: SequenceId) -> None:

@@ -6,7 +6,8 @@ to a context that lies in given slots. Arrays are numpy (no torch above the exec
 the plan is made.
 
 A step may be planned and launched while the one before it is in flight: not yet landed, its tokens not yet known on the
-host. Where its sequences go on with what they draw there, the plan says whose draw it is instead of the token.
+host. Where its sequences go on with what they draw there, the plan says whose draw it is instead of the token, and
+takes the drafts that they verify there for right.
 """
 
 from __future__ import annotations
@@ -80,12 +81,17 @@ class SequencePlan:
     prompt_logprobs: int | None = None  # asked for: logits of every row of this chunk are wanted
     next_token: int | None = None  # the prompt token that follows this chunk; None at the prompt's end
     images: PromptImages | None = None  # of the prompt, where it has any
-    ahead: int | None = None  # the one token is what sequence ``ahead`` of the step launched before this one draws
+    ahead: int | None = None  # the first token is what sequence ``ahead`` of the step launched before this one draws
 
     @property
     def context(self) -> int:
         """Length of the sequence once this step has run."""
         return self.start + len(self.tokens)
+
+    @property
+    def num_drawn(self) -> int:
+        """Rows that are drawn from, and the tokens that come of it if every draft is right."""
+        return 0 if self.sample is None else len(self.sample.drafts) + 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,12 +104,13 @@ class SampleSpec:
 
     params: SamplingParams
     seed: int  # of this choice; the draw of output token t depends on (seed, t) alone
-    history: IntArray  # [prompt + generated] tokens so far, without drafts
+    history: IntArray  # [prompt + generated] tokens so far, without drafts of this step
     num_prompt: int  # history[num_prompt:] was generated
     drafts: tuple[int, ...]
-    matcher: Matcher | None  # at the state after history; the sampler leaves it as it found it
+    matcher: Matcher | None  # at the state after history, less what is assumed; the sampler leaves it as it found it
     remaining: int  # tokens the budget still allows, the next one included
     unknown: int = 0  # tokens behind history that the step in flight draws
+    assumed: int = 0  # last tokens of history that are drafts of the step in flight, taken for right
 
     @property
     def num_generated(self) -> int:
@@ -130,7 +137,7 @@ class Sampled:
     logprobs: tuple[TokenLogprob, ...] = ()  # one per token, where asked for
     prompt_logprobs: tuple[TokenLogprob, ...] = ()  # of the tokens at start + 1 … (within the prompt), where asked for
     error: str | None = None  # no token could be drawn, and why; the request ends
-    redrawn: bool = False  # a step launched ahead went on with another token: its result is worth nothing here
+    redrawn: bool = False  # a step launched ahead may have gone on with another token: its result is worth nothing here
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,6 +179,8 @@ class Executor(Protocol):
 
     def launch(self, plan: StepPlan) -> Launched:
         """Start one step behind those launched before; results are asked for in the same order.
+
+        May wait for what the step before draws, while this one is being computed.
 
         On an exception, here or of the result, the slots the plan writes to hold garbage and nothing else changed.
         What was launched behind it counts for none of its sequences.

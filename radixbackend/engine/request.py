@@ -85,12 +85,12 @@ class Request:
     def goes_ahead(self) -> bool:
         """Whether a token can be drawn while the one before it is not known.
 
-        Grammars and penalties depend on it. Log-probabilities and images only have the host wait for the device.
+        Penalties depend on it. So does a grammar's mask, but that is not needed before the model has computed.
+        Log-probabilities and images only have the host wait for the device.
         """
         params = self.params
         return (
-            self.grammar is None
-            and self.images is None
+            self.images is None
             and params.logprobs is None
             and params.prompt_logprobs is None
             and params.repetition_penalty == 1.0
@@ -138,7 +138,7 @@ class Sequence:
 
     To the scheduler it is ``tokens`` of which the first ``num_computed`` have their keys and values in slots; the
     rest, and the drafts after them, are to catch up. Steps ``in_flight`` will have computed the first ``reach`` of
-    them, and add as many as are ``coming``.
+    them, and add as many as are ``coming``: the drafts ``assumed`` to be right, and one that is not known.
     """
 
     __slots__ = (
@@ -187,7 +187,7 @@ class Sequence:
         self.num_cached: int | None = None  # of the prompt, when first admitted
         self.num_forced = 0
         self.in_flight: list[SequencePlan] = []  # its shares of steps that have not landed; those that still count
-        self.coming = 0  # tokens drawn in flight, not known yet: one for each step that samples and verifies no drafts
+        self.coming = 0  # tokens drawn in flight, if every draft there is right
         self.goes_ahead = request.goes_ahead
         self.drafts: tuple[int, ...] = ()
         self.matcher: Matcher | None = None
@@ -204,7 +204,7 @@ class Sequence:
     def take_off(self, share: SequencePlan) -> None:
         """Its share of a step is in flight."""
         self.in_flight.append(share)
-        self.coming += share.sample is not None
+        self.coming += share.num_drawn
 
     def ground(self) -> None:
         """Nothing that is in flight counts any more."""
@@ -216,7 +216,7 @@ class Sequence:
         if share not in self.in_flight:
             return False
         self.in_flight.remove(share)
-        self.coming -= share.sample is not None
+        self.coming -= share.num_drawn
         return True
 
     def append(self, token: int) -> None:
@@ -238,6 +238,12 @@ class Sequence:
     def reach(self) -> int:
         """Tokens that have their keys and values once everything in flight has landed."""
         return self.in_flight[-1].context if self.in_flight else self.num_computed
+
+    @property
+    def assumed(self) -> tuple[int, ...]:
+        """Drafts that the step in flight verifies; what is planned ahead takes them for right."""
+        sample = self.in_flight[-1].sample if self.in_flight else None
+        return () if sample is None else sample.drafts
 
     @property
     def prefill_only(self) -> bool:

@@ -38,7 +38,7 @@ def num_wanted(sequence: SequencePlan) -> int:
     """How many of a sequence's last tokens need logits in this step."""
     if sequence.prompt_logprobs is not None:
         return len(sequence.tokens)
-    return 0 if sequence.sample is None else 1 + len(sequence.sample.drafts)
+    return sequence.num_drawn
 
 
 def wanted_rows(plan: StepPlan) -> tuple[IntArray, tuple[int, ...]]:
@@ -81,7 +81,7 @@ class Runner(Protocol):
     def run(self, plan: StepPlan, drawn: torch.Tensor | None = None) -> Logits:
         """Compute one step. On an exception the slots the plan writes to hold garbage and nothing else changed.
 
-        ``drawn [n]`` is what the sequences of the step before drew, on the device, for those that go on with it.
+        ``drawn [n]`` is what the sequences of the step before drew last, on the device, for those that go on with it.
         With ``traits.ahead`` nobody waits for the device here.
         """
 

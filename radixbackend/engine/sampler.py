@@ -4,7 +4,9 @@ Rules. A row's token depends on its logits, its `SampleSpec` and its output posi
 is in the batch and whatever came before. So filters are thresholds on a row's own values (ties stay in),
 weights are integers, whose sums are the same in any order, and the draw is a hash of (seed, position) turned into a
 token by the inverse of the cumulative distribution. Work that only some rows ask for touches only those rows, and
-what is wrong with a row or its grammar ends that row's sequence alone. It must not know of requests, slots or text.
+what is wrong with a row or its grammar ends that row's sequence alone. Nobody waits for the device but a grammar whose
+last token is being drawn by the step before, and that while the device computes this one; if such a token turns out
+not to fit, its sequence is in this step for nothing and may draw anything. It must not know of requests, slots or text.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from radixbackend.engine.grammar.base import Mask
+from radixbackend.engine.grammar.base import Mask, Matcher
 from radixbackend.engine.plan import (
     IntArray,
     Sampled,
@@ -56,6 +58,7 @@ class _Row(NamedTuple):
     at: int  # index of the logit row
     spec: SampleSpec
     i: int
+    ahead: int | None  # see `SequencePlan`
 
     @property
     def position(self) -> int:
@@ -74,14 +77,14 @@ class Sampler:
         self._end_tokens = tuple(token for token in end_tokens if token < vocab_size)
         self._flat: frozenset[SequenceId] = frozenset()  # at the last draw known, so sorted in full at the next
 
-    def launch(self, plan: StepPlan, logits: Logits) -> Draws:
+    def launch(self, plan: StepPlan, logits: Logits, before: Drawn | None = None) -> Draws:
         """Draw for every sequence that samples; overwrites ``logits.rows``.
 
-        Nobody waits for the device, except for ``prompt_logprobs``. Masks are filled before the logits are touched, so
-        on an accelerator that happens while the forward runs.
+        ``before`` is what the step before drew; grammars wait for it, and ``prompt_logprobs`` for this step. Masks are
+        filled before the logits are touched, so on an accelerator that happens while the forward runs.
         """
         rows = [row for i, s in enumerate(plan.sequences) for row in _rows(s, logits.offsets[i + 1])]
-        masks = _Masks(rows, self._vocab_size)
+        masks = _Masks(rows, self._vocab_size, before)
         reports = {
             i: _prompt_logprobs(sequence, logits.of(i))
             for i, sequence in enumerate(plan.sequences)
@@ -120,14 +123,33 @@ class Sampler:
                 values[j].index_fill_(0, _index(ends, values), -math.inf)
 
 
+class Drawn:
+    """What the sequences of a step drew last: as if every draft were right, and any token where nothing is drawn.
+
+    Attributes:
+        tokens: ``[sequences]`` on the device.
+    """
+
+    def __init__(self, tokens: torch.Tensor, fetch: Fetch | None, rows: Sequence[int]) -> None:
+        self.tokens = tokens
+        self._fetch, self._rows = fetch, rows  # ids of all rows on their way to the host, and which are these
+
+    def known(self) -> list[int]:
+        """The tokens, once the device has got that far; what was launched later is not waited for."""
+        if self._fetch is None:
+            return [0] * len(self.tokens)
+        ids = self._fetch.wait()[0].tolist()
+        return [int(ids[j]) for j in self._rows]
+
+
 class Draws:
     """The draws of one step, on their way to the host.
 
     Attributes:
-        tokens: ``[sequences]`` on the device: what each drew, at the first of its rows; any token where it draws none.
+        drawn: for the step behind.
     """
 
-    tokens: torch.Tensor
+    drawn: Drawn
 
     def __init__(
         self,
@@ -151,14 +173,14 @@ class Draws:
     def launch(self, values: torch.Tensor, wide: Sequence[bool]) -> None:
         """Draw from the rows; ``wide`` as in `_draw`."""
         if not self._rows:
-            self.tokens = torch.zeros(len(self._plan.sequences), dtype=torch.long, device=values.device)
+            self.drawn = Drawn(torch.zeros(len(self._plan.sequences), dtype=torch.long, device=values.device), None, ())
             return
         winners, bests, flat = _draw(values, self._rows, wide)
         index = {row.at: j for j, row in enumerate(self._rows)}
-        ends = zip(self._plan.sequences, self._offsets[1:], strict=True)
-        at = [index.get(end - _num_rows(sequence), 0) for sequence, end in ends]
-        self.tokens = winners if at == list(range(len(self._rows))) else winners[_index(at, winners)]
+        last = [index.get(end - 1, 0) for end in self._offsets[1:]]
+        tokens = winners if last == list(range(len(self._rows))) else winners[_index(last, winners)]
         self._fetch = Fetch(torch.stack([winners.float(), bests, flat.float()]))  # token ids are exact below 2^24
+        self.drawn = Drawn(tokens, self._fetch, last)
         if any(_has_nucleus(row) for row in self._rows):
             self._values, self._wide = values, wide
 
@@ -208,6 +230,8 @@ class Draws:
             result = drawn.get(row.at)
             if result is None:
                 break  # the grammar refuses the draft before it
+            if tokens and result.best == -math.inf:
+                break  # the output ends with the draft before it; where it does not, the next step says so
             if not math.isfinite(result.best):
                 return Sampled(error=_fault(result.best, row), prompt_logprobs=report)
             if result.logprob is not None and _is_broken(result.logprob):  # by what a mask hid
@@ -236,37 +260,41 @@ class _Masks:
         faults: by logit row, what a grammar raised there.
     """
 
-    def __init__(self, rows: Sequence[_Row], vocab_size: int) -> None:
-        self.usable: list[_Row] = []
+    def __init__(self, rows: Sequence[_Row], vocab_size: int, before: Drawn | None) -> None:
+        self.usable = [row for row in rows if row.spec.matcher is None]
         self.faults: dict[int, str] = {}
         self._vocab_size = vocab_size
-        self._masked: list[int] = []  # indices into `usable`
-        constrained = sum(row.spec.matcher is not None for row in rows)
-        self._words = np.zeros((constrained, -(-vocab_size // 32)), np.int32)
-        for row in rows:
-            if row.spec.matcher is None:
-                self.usable.append(row)
-            elif row.i == 0:
+        self._masked: list[int] = []  # logit rows, in the order of their masks
+        self._words = np.zeros((len(rows) - len(self.usable), -(-vocab_size // 32)), np.int32)
+        firsts = [row for row in rows if row.spec.matcher is not None and row.i == 0]
+        for row in firsts:
+            if row.ahead is None:
                 self._fill(row)
+        if behind := [row for row in firsts if row.ahead is not None]:
+            assert before is not None
+            known = before.known()  # last of all, so that what could be done was done meanwhile
+            for row in behind:
+                assert row.ahead is not None
+                self._fill(row, known[row.ahead])
+        self.usable.sort(key=lambda row: row.at)
 
-    def _fill(self, first: _Row) -> None:
-        """Masks of a sequence's rows, walking the matcher along the drafts and back."""
+    def _fill(self, first: _Row, known: int | None = None) -> None:
+        """Masks of a sequence's rows, walking the matcher along what comes before them and back."""
         spec, matcher = first.spec, first.spec.matcher
         assert matcher is not None
-        walked = 0
+        coming = [] if known is None else [*spec.history[len(spec.history) - spec.assumed :].tolist(), known]
         try:
-            for i in range(len(spec.drafts) + 1):
-                if i > 0:
-                    if not matcher.accept(spec.drafts[i - 1]):
+            with _Walk(matcher) as walk:
+                if not all(map(walk.accepts, coming)):  # it ended, or a draft was refused: in this step for nothing
+                    self.usable.append(first)
+                    return
+                for i in range(len(spec.drafts) + 1):
+                    if i > 0 and not walk.accepts(spec.drafts[i - 1]):
                         break
-                    walked += 1
-                if matcher.fill_mask(self._words, len(self._masked), spec.remaining - i):
-                    self._masked.append(len(self.usable))
-                self.usable.append(first._replace(at=first.at + i, i=i))
-            if walked:
-                matcher.rollback(walked)
+                    if matcher.fill_mask(self._words, len(self._masked), spec.remaining - i):
+                        self._masked.append(first.at + i)
+                    self.usable.append(first._replace(at=first.at + i, i=i))
         except Exception as fault:
-            # Its sequence ends here, so where the matcher stands no longer matters.
             log.warning("a grammar failed: %s: %s", type(fault).__name__, fault, exc_info=True)
             self.faults[first.at] = f"the grammar failed: {fault}"
 
@@ -274,12 +302,34 @@ class _Masks:
         """Make what is not allowed impossible, in place."""
         if not self._masked:
             return
-        refused = _refused(self._words[: len(self._masked)], self._vocab_size, values.device)
-        if len(self._masked) == len(values):
+        order = np.argsort(self._masked)
+        refused = _refused(self._words[order], self._vocab_size, values.device)
+        if len(order) == len(values):
             values.masked_fill_(refused, -math.inf)
         else:
-            where = _index(self._masked, values)
+            index = {row.at: j for j, row in enumerate(self.usable)}
+            where = _index([index[self._masked[k]] for k in order], values)
             values[where] = values[where].masked_fill_(refused, -math.inf)
+
+
+class _Walk:
+    """Leads a matcher along tokens, and back at the end: whatever happens, the step before has yet to be taken in."""
+
+    def __init__(self, matcher: Matcher) -> None:
+        self._matcher = matcher
+        self._steps = 0
+
+    def __enter__(self) -> _Walk:
+        return self
+
+    def accepts(self, token: int) -> bool:
+        accepted = self._matcher.accept(token)
+        self._steps += accepted
+        return accepted
+
+    def __exit__(self, *_: object) -> None:
+        if self._steps:
+            self._matcher.rollback(self._steps)
 
 
 def _refused(words: Mask, size: int, device: torch.device) -> torch.Tensor:
@@ -307,13 +357,8 @@ def _index(rows: Sequence[int], values: torch.Tensor) -> torch.Tensor:
 
 def _rows(sequence: SequencePlan, end: int) -> list[_Row]:
     """The rows a sequence draws from: the last ones of those it has logits for, which end at ``end``."""
-    spec = sequence.sample
-    count = _num_rows(sequence)
-    return [] if spec is None else [_Row(sequence.sequence_id, end - count + i, spec, i) for i in range(count)]
-
-
-def _num_rows(sequence: SequencePlan) -> int:
-    return 0 if sequence.sample is None else len(sequence.sample.drafts) + 1
+    spec, number, count, ahead = sequence.sample, sequence.sequence_id, sequence.num_drawn, sequence.ahead
+    return [] if spec is None else [_Row(number, end - count + i, spec, i, ahead) for i in range(count)]
 
 
 def _has_nucleus(row: _Row) -> bool:

@@ -10,9 +10,10 @@ Rules.
   tokens; it resumes exactly. The one that came first is never sent back, so something always finishes.
 - What goes wrong with one sequence ends its request and nothing else.
 - With ``overlap`` a step is planned while the one before it is in flight, as if that had landed: its sequences have
-  computed what it computes, and those that sample have one token more, unknown yet. Where one of them cannot go on like
-  that, or there is no slot for it, the next step is planned once this one has landed. A sequence that ended meanwhile
-  is in the next step for nothing: its share there counts no more, and its slots stay its own until that has landed.
+  computed what it computes, the drafts it verifies are right, and those that sample have one token more, unknown yet.
+  Where one of them cannot go on like that, or there is no slot for it, the next step is planned once this one has
+  landed. A sequence that ended meanwhile, or one of whose drafts was refused, is in the next step for nothing: its
+  share there counts no more, and its slots stay its own until that has landed.
 
 It must not know of torch, threads, text or tensors: the tests drive it with a fake executor. One thread calls it.
 """
@@ -203,14 +204,15 @@ class Scheduler:
         return plan, self._take_updates()
 
     def _can_go_ahead(self) -> bool:
-        """Whether everybody in flight can go on without knowing what is drawn there, and has a slot for that."""
+        """Whether everybody in flight can go on without knowing what is drawn there, and all have slots for that."""
         return (
             self.overlaps
             and not self._suspects
             and all(
-                s.goes_ahead and s.lease is not None and self._cache.grow(s.lease, len(s.tokens) + s.coming)
+                (s.goes_ahead or not s.in_flight)
+                and s.lease is not None
+                and self._cache.grow(s.lease, len(s.tokens) + s.coming)
                 for s in self._running.values()
-                if s.in_flight
             )
         )
 
@@ -278,10 +280,15 @@ class Scheduler:
         return True
 
     def _room_for_drafts(self, sequence: Sequence, budget: int) -> tuple[int, ...]:
-        """The proposed drafts that fit the budget, if there are slots: nobody is sent back for a draft."""
-        drafts = sequence.drafts[: max(0, min(budget, sequence.remaining - 1))]
+        """The proposed drafts that fit the budget, if there are slots: nobody is sent back for a draft.
+
+        They follow what is known. So the first of them are not for now, but what is in flight, if it comes as proposed.
+        """
+        coming = sequence.coming
+        drafts = sequence.drafts[coming : coming + max(0, budget)]
+        length = len(sequence.tokens) + coming + len(drafts)
         assert sequence.lease is not None
-        return drafts if drafts and self._cache.grow(sequence.lease, len(sequence.tokens) + len(drafts)) else ()
+        return drafts if drafts and self._cache.grow(sequence.lease, length) else ()
 
     def _plan(self, sequence: Sequence, share: Share) -> SequencePlan:
         assert sequence.lease is not None
@@ -291,15 +298,17 @@ class Scheduler:
         tokens = np.zeros(1, np.int32) if unknown else sequence.tokens.view(start, stop)
         sample = None
         if stop == len(sequence.tokens) + sequence.coming and not sequence.prefill_only:
+            history, assumed = sequence.tokens.view(), sequence.assumed
             sample = SampleSpec(
                 params=params,
                 seed=sequence.seed,
-                history=sequence.tokens.view(),
+                history=np.concatenate([history, np.array(assumed, np.int32)]) if assumed else history,
                 num_prompt=sequence.num_prompt,
                 drafts=share.drafts,
                 matcher=sequence.matcher,
                 remaining=sequence.remaining - sequence.coming,
-                unknown=sequence.coming,
+                assumed=len(assumed),
+                unknown=int(unknown),
             )
         return SequencePlan(
             sequence_id=sequence.id,
@@ -432,8 +441,8 @@ class Scheduler:
             sequence = self._running.get(share.sequence_id)
             if sequence is None or not sequence.land(share):
                 continue  # it ended, with its request or by the token before, or this was computed from another token
-            if sampled.redrawn:
-                sequence.ground()
+            if sampled.redrawn or len(sampled.tokens) < share.num_drawn:
+                sequence.ground()  # what was planned ahead of this goes on from other tokens
             try:
                 self._commit_sequence(sequence, share, sampled)
             except Exception as fault:

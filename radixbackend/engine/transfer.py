@@ -6,6 +6,7 @@ copy is done, and is ordered among the kernels launched before and after it. Els
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -63,8 +64,8 @@ class Staging:
 
 def fill_in(ids: torch.Tensor, plan: StepPlan, drawn: torch.Tensor | None) -> None:
     """Where a sequence goes on with a token that the step before drew, put it into the packed ``ids [T]``."""
-    ends = np.cumsum([len(s.tokens) for s in plan.sequences])
-    places = [(end - 1, s.ahead) for end, s in zip(ends, plan.sequences, strict=True) if s.ahead is not None]
+    starts = itertools.accumulate((len(s.tokens) for s in plan.sequences), initial=0)
+    places = [(start, s.ahead) for start, s in zip(starts, plan.sequences, strict=False) if s.ahead is not None]
     if not places:
         return
     if drawn is None:

@@ -6,6 +6,7 @@ import hashlib
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import takewhile
 
 import numpy as np
 
@@ -26,7 +27,8 @@ class FakeExecutor:
     """Computes from what its slots hold alone: a wrong, stale or shared-by-mistake slot gives other tokens.
 
     A queue like a device's: a step is computed when its result is asked for, in the order of the launches, and one
-    that goes ahead takes its tokens from the one before it.
+    that goes ahead takes its tokens from the one before it. That is computed earlier if a grammar waits for its draws;
+    to be masked, a matcher has to stand where the plan says, and what it does not accept makes anything come out.
     """
 
     def __init__(self, traits: ExecutorTraits | None = None) -> None:
@@ -43,14 +45,33 @@ class FakeExecutor:
     def launch(self, plan: StepPlan) -> FakeLaunched:
         if any(self.refused & set(s.tokens.tolist()) for s in plan.sequences):
             raise RuntimeError("refused step")
+        launched = FakeLaunched(self, plan)
+        launched.spoilt |= {s.sequence_id for s in plan.sequences if not self._walk(s)}
         self.plans.append(plan)
-        self.in_flight.append(FakeLaunched(self, plan))
-        return self.in_flight[-1]
+        self.in_flight.append(launched)
+        return launched
+
+    def _walk(self, sequence: SequencePlan) -> bool:
+        """Lead a matcher behind what the step before draws, and back; whether it got there."""
+        spec = sequence.sample
+        if spec is None or spec.matcher is None:
+            return True
+        assert spec.matcher.at == spec.num_generated - spec.assumed - spec.unknown, "the matcher stands elsewhere"
+        if sequence.ahead is None:
+            return True
+        self.in_flight[-1].computed()
+        coming = [*spec.history[len(spec.history) - spec.assumed :].tolist(), self.drawn[sequence.ahead]]
+        accepted = len(list(takewhile(spec.matcher.accept, coming)))
+        spec.matcher.rollback(accepted)
+        return accepted == len(coming)
 
     def compute(self, plan: StepPlan, slots: list[list[int]], spoilt: set[SequenceId]) -> StepResult:
-        """``spoilt`` are sequences whose last step raised when this one was launched already: anything comes out."""
+        """``spoilt`` are sequences whose share counts for nothing: anything comes out."""
         drawn, self.drawn = self.drawn, [GARBAGE] * len(plan.sequences)
-        tokens = [s.tokens.tolist() if s.ahead is None else [drawn[s.ahead]] for s in plan.sequences]
+        tokens = [s.tokens.tolist() for s in plan.sequences]
+        for sequence, own in zip(plan.sequences, tokens, strict=True):
+            if sequence.ahead is not None:
+                own[0] = drawn[sequence.ahead]
         for sequence, places, own in zip(plan.sequences, slots, tokens, strict=True):
             assert 0 < len(own) <= len(places) == sequence.context == len(set(places))
             for i, token in enumerate(own, sequence.start):
@@ -64,7 +85,10 @@ class FakeExecutor:
             for s, places in zip(plan.sequences, slots, strict=True)
         )
         sampled = tuple(replace(s, redrawn=bool(self.redrawn & set(s.tokens))) for s in sampled)
-        self.drawn = [s.tokens[0] if s.tokens and not s.redrawn else GARBAGE for s in sampled]
+        self.drawn = [
+            s.tokens[-1] if s.tokens and len(s.tokens) == share.num_drawn and not s.redrawn else GARBAGE
+            for s, share in zip(sampled, plan.sequences, strict=True)
+        ]
         return StepResult(sampled)
 
     def _sample(self, sequence: SequencePlan, slots: list[int]) -> Sampled:
@@ -77,6 +101,7 @@ class FakeExecutor:
         plain = len(tokens) - len(spec.drafts)
         assert tokens[: plain - spec.unknown] == spec.history.tolist(), "the slots hold another prefix"
         assert plain == spec.num_prompt + spec.num_generated
+        assert len(spec.drafts) < spec.remaining
         out = [next_token(tokens[:plain])]
         for i, draft in enumerate(spec.drafts):
             if out[-1] != draft:
@@ -94,11 +119,22 @@ class FakeLaunched:
     def __init__(self, executor: FakeExecutor, plan: StepPlan) -> None:
         self.executor, self.plan = executor, plan
         self.slots = [s.slots.tolist() for s in plan.sequences]
-        self.spoilt: set[SequenceId] = set()
+        self.spoilt: set[SequenceId] = set()  # those whose last step raised when this one was launched already
+        self._outcome: StepResult | RuntimeError | None = None
 
     def result(self) -> StepResult:
         assert self.executor.in_flight.popleft() is self, "results are asked for in order"
-        return self.executor.compute(self.plan, self.slots, self.spoilt)
+        return self.computed()
+
+    def computed(self) -> StepResult:
+        if self._outcome is None:
+            try:
+                self._outcome = self.executor.compute(self.plan, self.slots, self.spoilt)
+            except RuntimeError as fault:
+                self._outcome = fault
+        if isinstance(self._outcome, RuntimeError):
+            raise self._outcome
+        return self._outcome
 
 
 def plain(prompt: list[int], count: int) -> list[int]:

@@ -18,6 +18,9 @@ from radixbackend.engine.scheduler import Limits, Scheduler
 from radixbackend.types import RequestId, SamplingParams, TokenEvent
 from tests.engine.fake import FakeExecutor, FakeLaunched
 
+NEVER = 50
+"""A token that the fake model never says."""
+
 
 @dataclass
 class Outcome:
@@ -157,20 +160,24 @@ def prompt(seed: int, length: int, shared: list[int] = ()) -> list[int]:
 
 
 class FakeMatcher:
-    """Allows what the fake model says anyway; foretells it, sometimes wrongly."""
+    """Allows what the fake model says anyway; foretells it, at most so many tokens, sometimes wrongly."""
 
-    def __init__(self, tokens: list[int], wrong_from: int | None = None) -> None:
-        self.script, self.at, self.wrong_from = tokens, 0, wrong_from
+    def __init__(self, tokens: list[int], wrong_from: int | None = None, most: int = 5) -> None:
+        self.script, self.at, self.wrong_from, self.most = tokens, 0, wrong_from, most
 
     def accept(self, token: int) -> bool:
         good = self.at < len(self.script) and self.script[self.at] == token
         self.at += good
         return good
 
+    def rollback(self, count: int) -> None:
+        assert count <= self.at
+        self.at -= count
+
     def forced_tokens(self, limit: int) -> tuple[int, ...]:
-        out = list(self.script[self.at : self.at + min(limit, 5)])
+        out = list(self.script[self.at : self.at + min(limit, self.most)])
         if self.wrong_from is not None:
-            out = [t + 1 if i >= self.wrong_from else t for i, t in enumerate(out)]
+            out = [NEVER if i >= self.wrong_from else t for i, t in enumerate(out)]
         return tuple(out)
 
     def is_complete(self) -> bool:

@@ -18,7 +18,7 @@ from radixbackend.engine.prefix_cache import PrefixCache
 from radixbackend.errors import IntegrityError, RequestAbortedError, StepError
 from radixbackend.types import RequestId, SamplingParams
 from tests.engine.fake import plain
-from tests.engine.scheduling import Bench, FakeGrammar, done, prompt
+from tests.engine.scheduling import NEVER, Bench, FakeGrammar, done, prompt
 
 
 def overlapping(slots: int = 2000, **options: Any) -> Bench:
@@ -88,15 +88,95 @@ def test_who_needs_the_last_token_keeps_the_batch_from_going_ahead(params: dict[
     assert bench.ahead > 5  # once it was gone
 
 
-def test_a_grammar_keeps_the_batch_from_going_ahead():
+def test_a_grammar_goes_ahead():
     bench = overlapping()
-    expected = plain([3, 9, 9], 12)
-    request = bench.add([3, 9, 9], 12, grammar=done(FakeGrammar(expected, 2)))
-    other = bench.add([4, 9, 9], 4)
+    request = bench.add([3, 9, 9], 12, grammar=done(FakeGrammar(plain([3, 9, 9], 12), None, 0)))
+    other = bench.add([4, 9, 9], 12)
+    steps = bench.run()
+    assert bench.outcomes[request].tokens[0] == plain([3, 9, 9], 12)
+    assert bench.outcomes[other].tokens[0] == plain([4, 9, 9], 12)
+    assert (steps, bench.ahead) == (12, 11)
+    sample = bench.executor.plans[1].sequences[0].sample
+    assert sample
+    assert (sample.history.tolist(), sample.assumed, sample.unknown, sample.remaining) == ([3, 9, 9], 0, 1, 11)
+
+
+def test_drafts_in_flight_are_taken_for_right_and_others_follow_what_is_not_known():
+    bench = overlapping()
+    tokens = plain([3, 9, 9], 12)
+    request = bench.add([3, 9, 9], 12, grammar=done(FakeGrammar(tokens, None, 3)))
     bench.run()
-    assert bench.outcomes[request].tokens[0] == expected
-    assert bench.outcomes[other].tokens[0] == plain([4, 9, 9], 4)
-    assert bench.ahead == 0
+    assert bench.outcomes[request].tokens[0] == tokens
+    first, second, third = [plan.sequences[0] for plan in bench.executor.plans[:3]]
+    assert first.tokens.tolist() == [3, 9, 9, *tokens[:3]]
+    assert (second.tokens.tolist(), second.start, second.ahead) == ([0], 6, 0)
+    assert second.sample
+    assert second.sample.history.tolist() == [3, 9, 9, *tokens[:3]]
+    assert (second.sample.assumed, second.sample.unknown, second.sample.remaining) == (3, 1, 8)
+    # With four tokens known, the next three are foretold: one comes of the step in flight, two are verified behind it.
+    assert (third.tokens.tolist(), third.start, third.ahead) == ([0, *tokens[5:7]], 7, 0)
+    assert third.sample
+    assert (third.sample.assumed, third.sample.unknown, third.sample.remaining) == (0, 1, 7)
+    assert bench.ahead == len(bench.executor.plans) - 1
+    stats = bench.scheduler.stats()
+    drafts = sum(len(plan.sequences[0].sample.drafts) for plan in bench.executor.plans if plan.sequences[0].sample)
+    assert stats.drafted_tokens == stats.accepted_tokens == drafts  # none was refused
+    assert stats.generated_tokens == 12 == drafts + len(bench.executor.plans)
+
+
+@pytest.mark.parametrize("wrong_from", [0, 1, 2])
+def test_a_refused_draft_makes_the_step_behind_it_worthless(wrong_from: int):
+    bench = overlapping()
+    tokens = plain([3, 9, 9], 30)
+    request = bench.add([3, 9, 9], 30, grammar=done(FakeGrammar(tokens, wrong_from)))
+    other = bench.add([4, 9, 9], 30)
+    bench.run()
+    assert bench.outcomes[request].tokens[0] == tokens
+    assert bench.outcomes[other].tokens[0] == plain([4, 9, 9], 30)
+    assert [len(plan.sequences) for plan in bench.executor.plans[:12]] == [2] * 12  # nobody ever sits out
+    assert bench.ahead >= 12
+    stats = bench.scheduler.stats()
+    usage = bench.outcomes[request].events[-1].usage
+    assert usage
+    assert stats.accepted_tokens == usage.forced_tokens <= stats.drafted_tokens
+    assert stats.generated_tokens == 60
+
+
+@pytest.mark.parametrize("left", range(6, 12))
+def test_whom_the_drafts_of_others_keep_out_of_a_step_has_its_slots_before_the_next_is_planned(left: int):
+    """Else it might find none while that step is in flight, when nobody can be sent back."""
+    bench = overlapping(step_tokens=8, running=4)
+    grammar: Future[Any] = Future()
+    drafting = [bench.add([3, 9], 14, grammar=grammar) for _ in range(2)]
+    waiting = bench.add([4, 9], 5, params=SamplingParams(max_tokens=5, presence_penalty=1.0))
+    kept_out = bench.add([5, 9], 14)
+    while not bench.outcomes[waiting].ends:  # until then all wait for each step
+        bench.step()
+    grammar.set_result(FakeGrammar(plain([3, 9], 14)))
+    usage, occupied = bench.cache.usage(), bench.cache.acquire(np.zeros(0, np.int32))
+    assert bench.cache.grow(occupied, usage.free + usage.cached - left)
+    bench.launch()
+    assert [len(s.tokens) for s in bench.executor.plans[-1].sequences] == [6, 2]
+    bench.step()
+    bench.cache.release(occupied)
+    bench.run()
+    assert [bench.outcomes[i].tokens[0] for i in drafting] == [plain([3, 9], 14)] * 2
+    assert bench.outcomes[kept_out].tokens[0] == plain([5, 9], 14)
+
+
+def test_a_matcher_that_waits_for_a_step_that_fails():
+    bench = overlapping()
+    tokens = plain([3, 9, 9], 12)
+    bench.executor.poison = {tokens[4]}
+    bad = bench.add([3, 9, 9], 12, grammar=done(FakeGrammar(tokens, None, 0)))
+    other = next(p for p in ([40, i] for i in range(50)) if tokens[4] not in plain(p, 20) + p)
+    good = [bench.add(other, 20, grammar=done(FakeGrammar(plain(other, 20), None, most))) for most in (0, 5)]
+    bench.run()
+    assert bench.outcomes[bad].tokens[0] == tokens[: tokens.index(tokens[4]) + 1]
+    assert isinstance(bench.outcomes[bad].error, StepError)
+    for request in good:
+        assert bench.outcomes[request].tokens[0] == plain(other, 20)
+    assert bench.ahead > 10
 
 
 def test_a_grammar_that_is_ready_joins_behind_a_step_in_flight():
@@ -167,10 +247,12 @@ def test_a_pin_released_while_its_sequence_is_in_flight():
     assert bench.outcomes[other].tokens[0] == plain([4, 9, 9], 30)
 
 
-def test_no_room_for_going_ahead_waits_and_then_sends_back():
+@pytest.mark.parametrize("forced", [None, (None, 0), (None, 5), (1, 5)])
+def test_no_room_for_going_ahead_waits_and_then_sends_back(forced: tuple[int | None, int] | None):
     bench = overlapping(120, step_tokens=32, running=8)
     prompts = [prompt(i, 10) for i in range(8)]
-    ids = [bench.add(p, 60) for p in prompts]
+    grammars = [forced and done(FakeGrammar(plain(p, 60), *forced)) for p in prompts]
+    ids = [bench.add(p, 60, grammar=grammar) for p, grammar in zip(prompts, grammars, strict=True)]
     bench.run()
     assert bench.scheduler.stats().retractions > 0
     assert bench.ahead > 0
@@ -192,7 +274,8 @@ def test_a_token_drawn_again_makes_the_step_behind_it_worthless():
     expected = {i: plain([3 + i, 9, 9], 12) for i in range(3)}
     bench = overlapping()
     bench.executor.redrawn = {expected[0][4], expected[1][7], expected[1][8]}
-    ids = [bench.add([3 + i, 9, 9], 12) for i in range(3)]
+    grammars = [None, done(FakeGrammar(expected[1], None, 0)), done(FakeGrammar(expected[2], None, 2))]
+    ids = [bench.add([3 + i, 9, 9], 12, grammar=grammars[i]) for i in range(3)]
     bench.run()
     for i, request in enumerate(ids):
         assert bench.outcomes[request].tokens[0] == expected[i]
@@ -311,7 +394,8 @@ class Ask:
     count: int
     choices: int
     stop: int | None
-    kind: str  # what keeps it from going ahead, if anything
+    kind: str
+    forced: tuple[int | None, int]  # what its grammar proposes: wrong from there, and so many at once
     pin: bool
 
     @property
@@ -344,7 +428,8 @@ asks = st.builds(
     count=st.integers(0, 25),
     choices=st.sampled_from([1, 1, 1, 2]),
     stop=st.none() | st.integers(0, 24),
-    kind=st.sampled_from(["free", "free", "free", "penalty", "grammar", "late grammar"]),
+    kind=st.sampled_from(["free", "free", "penalty", "grammar", "grammar", "late grammar"]),
+    forced=st.tuples(st.sampled_from([None, None, 0, 1, 2]), st.sampled_from([0, 1, 2, 5, 5])),
     pin=st.booleans(),
 )
 Act = Ask | tuple[str, int]
@@ -400,7 +485,7 @@ class Traffic:
 
     def ready(self) -> None:
         for future, ask in self.compiling:
-            future.set_result(FakeGrammar([*plain(ask.prompt, ask.count), 1, 1], 2))
+            future.set_result(FakeGrammar([*ask.expected(set())[0], NEVER, NEVER], *ask.forced))
         self.compiling.clear()
 
     def finish(self) -> None:
@@ -423,6 +508,7 @@ class Traffic:
 def test_whatever_comes_the_tokens_are_the_same(
     program: Sequence[Act], slots: int, poison: set[int], redrawn: set[int]
 ) -> None:
+    poison = poison - {stop for act in program if isinstance(act, Ask) for stop in act.stops}  # read if it is a draft
     for overlap in (False, True):
         traffic = Traffic(overlap, slots, poison, redrawn)
         for act in program:
@@ -438,3 +524,7 @@ def test_whatever_comes_the_tokens_are_the_same(
             else:
                 assert outcome.error is None
                 assert [outcome.tokens[i] for i in range(ask.choices)] == [tokens] * ask.choices
+        told = sum(len(tokens) for outcome in traffic.bench.outcomes.values() for tokens in outcome.tokens.values())
+        stats = traffic.bench.scheduler.stats()
+        assert stats.generated_tokens == told
+        assert stats.accepted_tokens <= min(stats.drafted_tokens, told)

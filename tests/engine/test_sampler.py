@@ -176,6 +176,13 @@ def test_a_refused_draft_ends_the_drafts_before_its_row():
     assert not matcher.accepted
 
 
+def test_an_output_may_end_with_a_draft_behind_which_nothing_is_possible():
+    rows = torch.zeros(3, 8)
+    matcher = FakeMatcher(lambda accepted: {3, 4} - set(accepted), 8)
+    (sampled,) = run(ask(rows, drafts=[3, 4], matcher=matcher, temperature=0))
+    assert (sampled.tokens, sampled.error) == ((3, 4), None)
+
+
 # -- batches ---------------------------------------------------------------------------------------------------------
 
 
