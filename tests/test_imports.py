@@ -64,7 +64,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "engine.vision": ("engine.model_loader", "engine.plan"),
     "engine.cuda_graphs": ("engine.attention.base", "engine.plan", "engine.transfer"),
-    "engine.elementwise": ("engine.native",),
+    "engine.elementwise": ("engine.native", "engine.triton_elementwise"),
+    "engine.triton_elementwise": (),
     "engine.linear": ("engine.native", "engine.rounding"),
     "engine.halves": ("engine.elementwise", "engine.linear", "engine.native"),
     "engine.fuse": ("engine.elementwise", "engine.halves", "engine.linear", "engine.model_loader", "engine.probe"),
@@ -74,6 +75,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine.sequential_runner": ("engine.model_loader", "engine.plan", "engine.probe", "engine.runner"),
     "engine.self_check": (
         "engine.attention.base",
+        "engine.kv_store",
         "engine.model_loader",
         "engine.model_runner",
         "engine.plan",

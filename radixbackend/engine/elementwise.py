@@ -1,8 +1,8 @@
 """What a decoder layer computes between its products: norms, sums, rotation, the gate.
 
-Rules. `TorchOps` says what each is, in as few operators as torch has; `NativeOps` computes the same by C kernels on a
-CPU, where a small step spends more on calling operators than on computing, and hands on to torch whatever its kernels
-do not take. Both round where the modules of transformers do. They know nothing of layers.
+Rules. `TorchOps` says what each is, in as few operators as torch has. `NativeOps` computes the same by C kernels on a
+CPU and `TritonOps` on a GPU, where a small step spends more on calling operators than on computing; they hand on to
+torch whatever their kernels do not take. All round where the modules of transformers do. They know nothing of layers.
 """
 
 from __future__ import annotations
@@ -20,6 +20,13 @@ from radixbackend.engine.native.build import LANES, TYPES, load_kernels
 from radixbackend.errors import MissingDependencyError
 
 log = logging.getLogger(__name__)
+
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+"""The types that Triton kernels know."""
+
+LONGEST = 16384
+"""Elements of a row that one program of a norm can hold."""
 
 
 class RMSNorm:
@@ -109,9 +116,7 @@ class NativeOps(TorchOps):
 
     def rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         batch, length, heads, dim = x.shape
-        rows_in_order = x.stride()[1:] == (x.stride(1), dim, 1) and (batch == 1 or x.stride(0) == length * x.stride(1))
-        angles_fit = cos.shape == sin.shape == (batch, length, dim) and _takes(cos) and _alike(sin, cos)
-        if dim % (2 * LANES) or x.dtype not in TYPES or cos.dtype != x.dtype or not rows_in_order or not angles_fit:
+        if dim % (2 * LANES) or x.dtype not in TYPES or not _rows_in_order(x) or not _angles_fit(x, cos, sin):
             return super().rotate(x, cos, sin)
         self._rotate(
             x.data_ptr(),
@@ -134,8 +139,85 @@ class NativeOps(TorchOps):
         return out
 
 
+class TritonOps(TorchOps):
+    """On a GPU; raises `MissingDependencyError` where Triton is not installed or cannot compile."""
+
+    def __init__(self, device: torch.device) -> None:
+        try:
+            from radixbackend.engine import triton_elementwise
+        except ImportError as fault:
+            raise MissingDependencyError(f"GPU kernels need triton: pip install triton ({fault})") from fault
+        self._kernels = triton_elementwise
+        try:
+            self.silu_gate(torch.zeros(1, 2, device=device))
+        except Exception as fault:  # Triton calls compilers, which fail in ways of their own
+            raise MissingDependencyError(f"Triton cannot compile: {fault}") from fault
+
+    def norm(self, x: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
+        row = _norm_rows(x, norm.weight)
+        if row is None:
+            return super().norm(x, norm)
+        normed = x.new_empty(x.shape)
+        self._kernels.norm(x, row, norm.weight, norm.epsilon, normed)
+        return normed
+
+    def add_norm(self, x: torch.Tensor, more: torch.Tensor, norm: RMSNorm) -> tuple[torch.Tensor, torch.Tensor]:
+        row = _norm_rows(x, norm.weight)
+        if row is None or _norm_rows(more, norm.weight) is None or not (_alike(x, more) and _alike(more, x)):
+            return super().add_norm(x, more, norm)
+        total, normed = torch.empty_like(x), torch.empty_like(x)
+        self._kernels.norm(x, row, norm.weight, norm.epsilon, normed, more, total)
+        return total, normed
+
+    def rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        if x.shape[-1] % 2 or x.dtype not in FLOATS or not _rows_in_order(x) or not _angles_fit(x, cos, sin):
+            return super().rotate(x, cos, sin)
+        self._kernels.rotate(x, x.stride(1), cos, sin)
+        return x
+
+    def silu_gate(self, pairs: torch.Tensor) -> torch.Tensor:
+        columns, odd = divmod(pairs.shape[-1], 2)
+        if odd or not columns or pairs.dtype not in FLOATS or not pairs.is_contiguous():
+            return super().silu_gate(pairs)
+        out = pairs.new_empty(*pairs.shape[:-1], columns)
+        self._kernels.silu_gate(pairs, out)
+        return out
+
+
+def _norm_rows(x: torch.Tensor, weight: torch.Tensor) -> int | None:
+    """How far apart a Triton kernel finds rows of the weight's shape; None where it cannot be given them.
+
+    Where a row begins decides how it is loaded, and so how it is summed: all that are taken begin at 16 bytes.
+    """
+    size = weight.shape[-1]
+    if not (
+        x.dtype == weight.dtype
+        and x.dtype in FLOATS
+        and x.shape[-weight.ndim :] == weight.shape
+        and weight.is_contiguous()
+        and 0 < size <= LONGEST
+        and size % LANES == 0
+        and x.data_ptr() % 16 == 0
+    ):
+        return None
+    if x.is_contiguous():
+        return weight.numel()
+    return x.stride(1) if weight.ndim == 2 and x.ndim == 4 and _rows_in_order(x) else None
+
+
+def _rows_in_order(x: torch.Tensor) -> bool:
+    """Whether ``[batch, T, heads, dim]`` are rows of whole heads, each as far behind the one before."""
+    batch, length, _, dim = x.shape
+    return x.stride()[2:] == (dim, 1) and (batch == 1 or x.stride(0) == length * x.stride(1))
+
+
+def _angles_fit(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> bool:
+    batch, length, _, dim = x.shape
+    return cos.shape == (batch, length, dim) and cos.dtype == x.dtype and cos.is_contiguous() and _alike(sin, cos)
+
+
 def _takes(x: torch.Tensor, weight: torch.Tensor | None = None) -> bool:
-    """Whether a kernel can read ``[..., size]`` as rows."""
+    """Whether a C kernel can read ``[..., size]`` as rows."""
     size = x.shape[-1]
     return (
         x.dtype in TYPES
@@ -158,11 +240,12 @@ def is_silu(activation: object) -> bool:
 
 
 def choose_ops(device: torch.device) -> TorchOps:
-    """The kernels on a CPU that can have them, else torch and a word in the log."""
-    if device.type != "cpu":
-        return TorchOps()
+    """The kernels on a CPU or a GPU that can have them, else torch and a word in the log."""
     try:
-        return NativeOps()
+        if device.type == "cuda":
+            return TritonOps(device)
+        if device.type == "cpu":
+            return NativeOps()
     except MissingDependencyError as fault:
         log.info("layers are computed by torch's operators alone: %s", fault)
-        return TorchOps()
+    return TorchOps()
