@@ -350,6 +350,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 if version.parse(transformers.__version__) < version.parse("5.23"):  # continues its cache wrongly before
     REFUSED["doge"] = SEQUENTIAL.pop("doge")
+if version.parse(transformers.__version__) >= version.parse("5.24"):  # attends by a function of one's choice since
+    PACKED |= {name: SEQUENTIAL.pop(name) for name in ("gptj", "codegen")}
 for _models in (PACKED, SEQUENTIAL, REFUSED):  # an older transformers knows fewer
     for _name in [name for name, (model_type, _) in _models.items() if model_type not in CONFIG_MAPPING]:
         del _models[_name]

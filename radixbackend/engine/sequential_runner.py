@@ -21,8 +21,8 @@ from radixbackend.engine.probe import probe_tokens
 from radixbackend.engine.runner import Logits, num_wanted
 from radixbackend.errors import IntegrityError, UnsupportedModelError
 
-CACHE_NAMES = ("past_key_values", "cache_params", "state")
-"""What models call their cache, as argument and in their output."""
+CACHE_NAMES = ("cache", "past_key_values", "cache_params", "state")
+"""What models call their cache, as argument and in their output; since transformers 5.24 the first."""
 
 STATE_SHARE = 256
 """A state of fixed size is charged to a sequence's first so many tokens."""
