@@ -19,6 +19,8 @@ DETERMINISTIC = "triton-deterministic"
 """The attention whose results do not depend on the batch."""
 INT8 = "int8"
 """The one quantization there is."""
+FP8 = "fp8"
+"""The one type of keys and values beside the model's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,8 @@ class EngineConfig:
             fastest that the device and what is installed allow.
         grammar: name asked of the hook `radix_make_grammar` first.
         kv_cache_tokens: size of the KV pool; None sizes it from ``memory_fraction``.
+        kv_cache_dtype: "fp8" stores keys and values in 8 bits each (float8_e4m3fn) and computes in the model's type:
+            half the memory of bfloat16 for a token, and not quite the model's own answers any more. auto is ``dtype``.
         memory_fraction: share that the KV pool may take of the memory that is free after loading and, on a GPU, after
             the largest step had what it computes in; None takes 0.9 on CUDA and 0.5 elsewhere.
         max_context: longest sequence served; None takes the model's own limit.
@@ -48,7 +52,7 @@ class EngineConfig:
         cuda_graphs: replay decodes as CUDA graphs where attention and model allow it: less work for the CPU in each
             step, some seconds and some memory at load. Does nothing without a GPU.
         overlap: schedule and launch the next step while the device computes one, with tokens that only the device knows
-            yet; the output is the same either way. None: on CUDA, where it pays. Sequences with a grammar, penalties,
+            yet; the output is the same either way. None: on CUDA, where it pays. Sequences with penalties,
             log-probabilities or images have each step wait for the one before.
         deterministic: the same bits whatever else is in the batch, in the cache, or computed before; slower. Takes an
             NVIDIA GPU and a dense model on the paged path, text only; anything else is refused.
@@ -73,6 +77,7 @@ class EngineConfig:
     attention: str = "auto"
     grammar: str = "xgrammar"
     kv_cache_tokens: int | None = None
+    kv_cache_dtype: str = "auto"
     memory_fraction: float | None = None
     max_context: int | None = None
     max_running: int = 64
@@ -120,6 +125,8 @@ class EngineConfig:
             raise ConfigError("deterministic takes no quantization, whose products are not summed in a fixed order")
         if self.quantization not in (None, INT8):
             raise ConfigError(f"quantization takes None or {INT8!r}, not {self.quantization!r}")
+        if self.kv_cache_dtype not in ("auto", FP8):
+            raise ConfigError(f"kv_cache_dtype takes 'auto' (the model's type) or {FP8!r}, not {self.kv_cache_dtype!r}")
         if not self.grammar_timeout > 0:
             raise ConfigError(f"grammar_timeout takes seconds above 0, not {self.grammar_timeout!r}")
 

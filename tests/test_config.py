@@ -40,6 +40,8 @@ def test_unknown_option_lists_the_known_ones() -> None:
         ("memory_fraction", 0),
         ("memory_fraction", 1.01),
         ("grammar_timeout", 0),
+        ("kv_cache_dtype", "float8"),
+        ("kv_cache_dtype", None),
     ],
 )
 def test_wrong_value_names_the_option(option: str, value: Any) -> None:

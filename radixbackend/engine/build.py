@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from radixbackend.config import DETERMINISTIC, EngineConfig
+from radixbackend.config import DETERMINISTIC, FP8, EngineConfig
+from radixbackend.engine import kv_store
 from radixbackend.engine.embedder import Embedder
 from radixbackend.engine.executor import ModelExecutor
 from radixbackend.engine.fuse import fuse, join
@@ -142,14 +143,18 @@ def build(config: EngineConfig, plugins: Iterable[object] = ()) -> Parts:
 
 
 def _runner(config: EngineConfig, hooks: Plugins, model: LoadedModel) -> Runner:
-    if not config.deterministic:
-        kernel = hooks.make_attention(config.attention, model.device.type)
-        return choose_runner(model, kernel, self_check=config.self_check)
+    stored = kv_store.FP8 if config.kv_cache_dtype == FP8 else None
     try:
-        kernel = hooks.make_attention(DETERMINISTIC, model.device.type)
-        return choose_runner(model, kernel, self_check=config.self_check, same_bits=True)
+        kernel = hooks.make_attention(DETERMINISTIC if config.deterministic else config.attention, model.device.type)
+        return choose_runner(model, kernel, self_check=config.self_check, same_bits=config.deterministic, stored=stored)
     except (ConfigError, UnsupportedModelError) as fault:
-        raise ConfigError(f"deterministic=True cannot be kept here: {fault}") from fault
+        if config.deterministic:
+            raise ConfigError(f"deterministic=True cannot be kept here: {fault}") from fault
+        if stored is not None and isinstance(fault, UnsupportedModelError):
+            raise ConfigError(
+                f"kv_cache_dtype={FP8!r} cannot be had here: {fault}; leave it out, or take attention='auto'"
+            ) from fault
+        raise
 
 
 def _images(config: EngineConfig, model: LoadedModel, runner: Runner) -> tuple[ImageDesk | None, str]:

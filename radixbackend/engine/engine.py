@@ -313,9 +313,12 @@ class Engine:
     @property
     def weights_hash(self) -> str:
         """A fingerprint of the checkpoint as it is computed here, for the keys of response caches."""
-        checkpoint, quantized = self._parts.model.weights_hash, self._parts.config.quantization
+        checkpoint, config = self._parts.model.weights_hash, self._parts.config
+        rounded = [config.quantization] if config.quantization else []
+        if config.kv_cache_dtype != "auto":
+            rounded.append(f"kv-{config.kv_cache_dtype}")
         # Hashed again, for whoever keeps the first digits alone.
-        return checkpoint if quantized is None else hashlib.sha256(f"{checkpoint}:{quantized}".encode()).hexdigest()
+        return hashlib.sha256(":".join((checkpoint, *rounded)).encode()).hexdigest() if rounded else checkpoint
 
     @property
     def max_context(self) -> int:

@@ -9,7 +9,8 @@ whoever sends it an image is told why.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -59,7 +60,8 @@ def image_desk(
         for tried in (traits, replace(traits, apart=False))[not both :]:
             desk = ImageDesk(loaded.processor, loaded.tokenizer, tried, most=most)
             try:
-                difference = _compare(loaded, runner, desk, len(SIZES) if both else 1)
+                with _unrounded(loaded, runner) as exact:
+                    difference = _compare(loaded, exact, desk, len(SIZES) if both else 1)
             except (RuntimeError, ValueError, IndexError, TypeError) as fault:
                 log.info("%s: a prompt with images: %s: %s", loaded.name, type(fault).__name__, fault)
                 reason = f"its images fail with {type(fault).__name__}"
@@ -72,6 +74,19 @@ def image_desk(
         return None, str(fault) if isinstance(fault, RadixError) else f"its images fail with {type(fault).__name__}"
     log.warning("%s is served without images: %s", loaded.name, reason)
     return None, reason
+
+
+@contextmanager
+def _unrounded(loaded: LoadedModel, runner: ModelRunner) -> Iterator[ModelRunner]:
+    """The runner, or one like it that stores keys and values as they are: rounded ones hide small mistakes."""
+    if runner.stored is None:
+        yield runner
+        return
+    exact = ModelRunner(loaded, runner.attention)
+    try:
+        yield exact
+    finally:
+        exact.close()
 
 
 def _image_token(loaded: LoadedModel) -> int:

@@ -2,7 +2,9 @@
 
 Rules. A slot is a row; what it holds, who owns it and when it is free is for others to know. Nothing is zeroed: a
 slot is read only after it was written. The last row of each tensor belongs to no one: padding rows of fixed-size
-batches are written there.
+batches are written there. The type that is stored may be narrower than the one computed in; who writes then narrows as
+`narrowed` does, and everybody reads what was stored, the step's own tokens included: cached or not, a token's keys and
+values are the same.
 """
 
 from __future__ import annotations
@@ -11,6 +13,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+
+FP8 = torch.float8_e4m3fn
+"""Four bits of exponent, three of mantissa, no infinity."""
+
+FP8_MAX = 448.0
+
+
+def narrowed(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """As a store of this type holds it: rounded to nearest, what is too large as the largest; NaN stays NaN."""
+    if dtype == FP8 and rows.dtype != FP8:
+        rows = rows.clamp(-FP8_MAX, FP8_MAX)
+    return rows.to(dtype)
 
 
 @dataclass(frozen=True, slots=True)

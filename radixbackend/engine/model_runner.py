@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 
-from radixbackend.engine.attention.base import AttentionBackend, AttentionBatch, Capturable
+from radixbackend.engine.attention.base import AttentionBackend, AttentionBatch, Capturable, refusal
 from radixbackend.engine.cuda_graphs import Capture, CudaCapture, DecodeGraphs
 from radixbackend.engine.kv_store import KVShape, KVStore, bytes_per_slot
 from radixbackend.engine.model_loader import LoadedModel
@@ -60,11 +61,14 @@ class PagedAttention:
 
 
 class ModelRunner:
-    """See `Runner`. Construction probes the model; raises `UnsupportedModelError` where paging cannot be exact."""
+    """See `Runner`. Construction probes the model; raises `UnsupportedModelError` where paging cannot be exact.
+
+    Keys and values are kept in the type that they are computed in, or in ``stored``.
+    """
 
     traits = ExecutorTraits()
 
-    def __init__(self, loaded: LoadedModel, attention: AttentionBackend) -> None:
+    def __init__(self, loaded: LoadedModel, attention: AttentionBackend, stored: torch.dtype | None = None) -> None:
         self.model: Any = loaded.model
         self.device = loaded.device
         self.attention = attention
@@ -78,14 +82,16 @@ class ModelRunner:
         self._call = 0
         try:
             calls = AttentionProbe().run(self.model, self.name, probe_tokens(loaded.config, loaded.vocab_size))
-            for layer in calls.layers:
-                if reason := attention.refuses(layer):
+            layers = tuple(replace(layer, stored=stored) for layer in calls.layers)
+            for layer in layers:
+                if reason := refusal(attention, layer):
                     raise UnsupportedModelError(f"attention {attention.name!r} cannot serve it: {reason}")
         except BaseException:
             self.close()
             raise
-        self.layers, self._modules = calls.layers, calls.modules
-        self._shapes = [KVShape(x.kv_heads, x.key_dim, x.value_dim, x.dtype) for x in self.layers if x.writes]
+        self.stored = stored
+        self.layers, self._modules = layers, calls.modules
+        self._shapes = [KVShape(x.kv_heads, x.key_dim, x.value_dim, stored or x.dtype) for x in layers if x.writes]
         self.bytes_per_slot = bytes_per_slot(self._shapes)
         register_attention(self.name, PagedAttention(self._attend))
 

@@ -5,12 +5,16 @@ transformers'. The script against it holds everything that serving does: packed 
 decodes, a prefix reused from another sequence's slots, several tokens verified at once, slots in any order. Logits
 are compared, not tokens, since a wrong model can still guess right. Windows longer than the script are read from the
 model's mask functions instead (see `probe`).
+
+Keys and values stored in another type change logits by more than a small mistake would. So attention is checked in the
+model's own type first, and then storing: it must give what the same attention gives where keys and values are rounded
+first and then stored as they are. How far that is from the plain model is another question, with a bound of its own.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from radixbackend.engine.attention.base import AttentionBackend
+from radixbackend.engine.attention.base import AttentionBackend, AttentionLayer
+from radixbackend.engine.kv_store import narrowed
 from radixbackend.engine.model_loader import LoadedModel
 from radixbackend.engine.model_runner import ModelRunner
 from radixbackend.engine.plan import ExecutorTraits, IntArray, SequenceId, SequencePlan, StepPlan
@@ -34,6 +39,14 @@ LENGTH = 48
 
 LONGEST_WINDOW = 64
 """Windows and chunks up to this long are exceeded by the script."""
+
+MOST_LOST = 0.5
+"""Of a row of logits, in the median, to the rounding of keys and values: beyond, a model is hardly itself any more.
+Random models of three layers that look hard at single keys lose 0.01 to 0.4."""
+
+
+Found = dict[int, dict[int, tuple[int, torch.Tensor]]]
+"""By sequence and position: where the step that computed it started, and its logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,21 +72,31 @@ class Difference:
 
 
 def choose_runner(
-    loaded: LoadedModel, attention: AttentionBackend, *, self_check: bool = True, same_bits: bool = False
+    loaded: LoadedModel,
+    attention: AttentionBackend,
+    *,
+    self_check: bool = True,
+    same_bits: bool = False,
+    stored: torch.dtype | None = None,
 ) -> Runner:
     """The fastest exact runner for a model, already without slots: call `Runner.allocate` next.
 
     Paged if the check passes, else sequential if its own passes, else `UnsupportedModelError`. With
     ``self_check=False`` the model's structure alone decides. With ``same_bits`` it is the paged one or none, and its
-    logits must be the same bits in every batch, whatever ``self_check`` is.
+    logits must be the same bits in every batch, whatever ``self_check`` is. With ``stored``, the type that keys and
+    values are kept in, it is the paged one or none, too.
     """
     reasons = []
-    ways = (("paged", _paged_same_bits),) if same_bits else (("paged", _paged), ("sequential", _sequential))
+    ways: list[tuple[str, Callable[[], Runner]]] = [("paged", lambda: _paged(loaded, attention, self_check, stored))]
+    if same_bits:
+        ways = [("paged", lambda: _paged_same_bits(loaded, attention, self_check, stored))]
+    elif stored is None:
+        ways.append(("sequential", lambda: _sequential(loaded, self_check)))
     for path, make in ways:
         try:
             with _faults_as_unsupported():
                 refuse_unknown_caches(loaded.model.config)
-                runner = make(loaded, attention, self_check)
+                runner = make()
         except UnsupportedModelError as reason:
             reasons.append(f"{path}: {reason}")
             continue
@@ -93,12 +116,18 @@ def _faults_as_unsupported() -> Iterator[None]:
         raise UnsupportedModelError(f"{type(fault).__name__}: {fault}") from fault
 
 
-def _paged(loaded: LoadedModel, attention: AttentionBackend, self_check: bool) -> Runner:
+def _paged(
+    loaded: LoadedModel, attention: AttentionBackend, self_check: bool, stored: torch.dtype | None = None
+) -> Runner:
     if has_states(loaded.model.config):
         raise UnsupportedModelError("it has recurrent layers, whose state does not lie in slots")
-    runner = ModelRunner(loaded, attention)
+    if stored is not None and self_check:
+        _paged(loaded, attention, self_check).close()
+    runner = ModelRunner(loaded, attention, stored)
     try:
-        if self_check:
+        if stored is not None and self_check:
+            _require_stored(loaded, runner, stored)
+        elif self_check:
             _require(loaded, runner)
     except BaseException:
         runner.close()
@@ -106,8 +135,10 @@ def _paged(loaded: LoadedModel, attention: AttentionBackend, self_check: bool) -
     return runner
 
 
-def _paged_same_bits(loaded: LoadedModel, attention: AttentionBackend, self_check: bool) -> Runner:
-    runner = _paged(loaded, attention, self_check)
+def _paged_same_bits(
+    loaded: LoadedModel, attention: AttentionBackend, self_check: bool, stored: torch.dtype | None
+) -> Runner:
+    runner = _paged(loaded, attention, self_check, stored)
     try:
         _require_same_bits(loaded, runner)
     except BaseException:
@@ -132,7 +163,50 @@ def _require_same_bits(loaded: LoadedModel, runner: Runner) -> None:
         runner.allocate(0)
 
 
-def _sequential(loaded: LoadedModel, attention: AttentionBackend, self_check: bool) -> Runner:
+class Rounding:
+    """An attention whose keys and values are rounded to a type, and stored in the model's own.
+
+    See `AttentionBackend`.
+    """
+
+    def __init__(self, kernel: AttentionBackend, dtype: torch.dtype) -> None:
+        self.name, self.head_major = kernel.name, getattr(kernel, "head_major", False)
+        self._kernel, self._dtype = kernel, dtype
+        self.refuses, self.bind = kernel.refuses, kernel.bind
+        self.begin, self.end = kernel.begin, kernel.end
+
+    def attend(
+        self,
+        layer: AttentionLayer,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
+        key, value = (narrowed(rows, self._dtype).to(rows.dtype) for rows in (key, value))
+        return self._kernel.attend(layer, query, key, value, sinks)
+
+
+def _require_stored(loaded: LoadedModel, runner: ModelRunner, stored: torch.dtype) -> None:
+    """Keys and values read as rounded ones that were stored unrounded, and not too much lost by it."""
+    script = Script.of(loaded, runner)
+    unrounded = ModelRunner(loaded, Rounding(runner.attention, stored))
+    try:
+        rounded = _run(script, unrounded)
+    finally:
+        unrounded.close()
+
+    def expected(sequence: int) -> dict[int, torch.Tensor]:
+        return {position: row for position, (_, row) in rounded[sequence].items()}
+
+    difference = _difference(_run(script, runner), expected, loaded.dtype)
+    if not difference.acceptable:
+        raise UnsupportedModelError(f"keys and values stored in {stored} are not read as such: {difference}")
+    if not (lost := compare(loaded, runner)).median < MOST_LOST:
+        raise UnsupportedModelError(f"it loses too much with keys and values rounded to {stored}: {lost}")
+
+
+def _sequential(loaded: LoadedModel, self_check: bool) -> Runner:
     if not self_check:
         return SequentialRunner(loaded, chunks=not has_states(loaded.model.config))
     runner = SequentialRunner(loaded)
@@ -155,23 +229,40 @@ def _require(loaded: LoadedModel, runner: Runner) -> None:
 def compare(loaded: LoadedModel, runner: Runner) -> Difference:
     """Run the script on ``runner`` and on the plain model; the runner's slots are allocated, used and dropped."""
     script = Script.of(loaded, runner)
+    found = _run(script, runner)
+
+    def plain(sequence: int) -> torch.Tensor:
+        tokens = torch.from_numpy(script.sequences[sequence]).long()[None].to(loaded.device)
+        logits: torch.Tensor = loaded.model(input_ids=tokens, use_cache=False).logits[0].float()
+        return logits
+
+    with plain_attention(loaded.model, runner), torch.no_grad():
+        return _difference(found, plain, loaded.dtype)
+
+
+def _run(script: Script, runner: Runner) -> Found:
+    """Of slots that are allocated, used and dropped."""
     runner.allocate(script.slots)
     try:
-        found = script.run(runner)
+        return script.run(runner)
     finally:
         runner.allocate(0)
+
+
+def _difference(
+    found: Found, reference: Callable[[int], torch.Tensor | dict[int, torch.Tensor]], dtype: torch.dtype
+) -> Difference:
+    """``reference`` has the rows of a sequence, by position."""
     fresh: list[torch.Tensor] = []
     continued: list[torch.Tensor] = []
-    with plain_attention(loaded.model, runner), torch.no_grad():
-        for sequence, rows in found.items():
-            tokens = torch.from_numpy(script.sequences[sequence]).long()[None].to(loaded.device)
-            reference = loaded.model(input_ids=tokens, use_cache=False).logits[0].float()
-            for position, (start, row) in rows.items():
-                plain = reference[position]
-                error = (row - plain).norm() / (plain - plain.mean()).norm().clamp_min(1e-6)
-                (continued if start else fresh).append(error.nan_to_num(nan=float("inf")))
+    for sequence, rows in found.items():
+        expected = reference(sequence)
+        for position, (start, row) in rows.items():
+            plain = expected[position]
+            error = (row - plain).norm() / (plain - plain.mean()).norm().clamp_min(1e-6)
+            (continued if start else fresh).append(error.nan_to_num(nan=float("inf")))
     groups = [torch.stack(errors) for errors in (fresh, continued)]
-    return Difference(max(float(g.median()) for g in groups), max(float(g.max()) for g in groups), loaded.dtype)
+    return Difference(max(float(g.median()) for g in groups), max(float(g.max()) for g in groups), dtype)
 
 
 @contextmanager
@@ -219,13 +310,12 @@ class Script:
                 steps += [[(0, drafted), (1, 1)]]
         return cls((first, second, third), shared, tuple(map(tuple, steps)), 3 * length, traits)
 
-    def run(self, runner: Runner) -> dict[int, dict[int, tuple[int, torch.Tensor]]]:
-        """By sequence and position: where the step that computed it started, and its logits."""
+    def run(self, runner: Runner) -> Found:
         order = np.random.default_rng(1).permutation(self.slots).astype(np.int32)
         slots = [order[i * len(self.sequences[0]) :][: len(s)].copy() for i, s in enumerate(self.sequences)]
         slots[2][: self.shared] = slots[0][: self.shared]
         done = [0, 0, self.shared]
-        found: dict[int, dict[int, tuple[int, torch.Tensor]]] = {}
+        found: Found = {}
         for number, step in enumerate(self.steps):
             plans = []
             for which, count in step:

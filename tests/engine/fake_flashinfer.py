@@ -72,14 +72,14 @@ class _Paged:
         self, q: torch.Tensor, cache: tuple[torch.Tensor, torch.Tensor], out: torch.Tensor, sink: torch.Tensor | None
     ) -> torch.Tensor:
         k, v = cache
-        assert (q.dtype, k.dtype) == self.types
+        assert (q.dtype, k.dtype) == (q.dtype, v.dtype) == self.types
         assert q.shape == (self.rows, self.shape[0], self.shape[2])
         assert k.shape[1:] == v.shape[1:] == (1, self.shape[1], self.shape[2])
         assert out.shape == q.shape
         scale = 1 / math.sqrt(self.shape[2]) if self.scale is None else self.scale
         group = self.shape[0] // self.shape[1]
         for rows, pages in self.spans:
-            keys, values = (x[pages, 0].float().repeat_interleave(group, 1) for x in (k, v))
+            keys, values = (x[:, 0].float()[pages].repeat_interleave(group, 1) for x in (k, v))
             scores = torch.einsum("qhd,khd->hqk", q[rows].float(), keys) * scale
             if self.cap > 0:
                 scores = self.cap * torch.tanh(scores / self.cap)

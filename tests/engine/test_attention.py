@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from radixbackend.engine.attention.base import AttentionBackend, AttentionBatch, AttentionLayer
 from radixbackend.engine.attention.native import NativeAttention
 from radixbackend.engine.attention.torch_native import TorchAttention
-from radixbackend.engine.kv_store import KVShape, KVStore, bytes_per_slot
+from radixbackend.engine.kv_store import FP8, KVShape, KVStore, bytes_per_slot, narrowed
 from radixbackend.engine.native.build import find_compiler
 from radixbackend.engine.plan import Blocks
 from radixbackend.errors import MissingDependencyError
@@ -47,6 +47,11 @@ LAYERS = {
 }
 
 
+def bytewise(tensor: torch.Tensor) -> torch.Tensor:
+    """Of 8-bit numbers their bytes, which torch copies and compares on every device."""
+    return tensor.view(torch.uint8) if tensor.dtype == FP8 else tensor
+
+
 class Bench:
     """A store and, per sequence, the keys and values it should hold, position by position."""
 
@@ -60,7 +65,7 @@ class Bench:
     ) -> None:
         self.backend, self.layer, self.slots, self.device, self.blocks = backend, layer, slots, device, blocks or {}
         self.random = torch.Generator().manual_seed(0)
-        shape = KVShape(layer.kv_heads, layer.key_dim, layer.value_dim, layer.dtype)
+        shape = KVShape(layer.kv_heads, layer.key_dim, layer.value_dim, layer.stored or layer.dtype)
         self.store = KVStore([shape], max(64, *map(max, slots)) + 1, torch.device(device))
         for tensor in (*self.store.keys, *self.store.values):
             tensor.fill_(float("nan"))  # a slot read before it was written shows
@@ -76,7 +81,8 @@ class Bench:
     def fill(self) -> None:
         """Store every key and value, as earlier steps would have."""
         for slots, keys, values in zip(self.slots, self.keys, self.values, strict=True):
-            self.store.keys[0][slots], self.store.values[0][slots] = keys, values
+            for place, rows in ((self.store.keys[0], keys), (self.store.values[0], values)):
+                bytewise(place)[slots] = bytewise(narrowed(rows, place.dtype))
 
     def step(self, runs: list[tuple[int, int, int]]) -> list[torch.Tensor]:
         """Attend over ``(sequence, start, end)`` runs in one batch; outputs per run."""
@@ -112,15 +118,18 @@ class Bench:
             if low <= position < high:
                 seen = sorted({*seen, *range(low, high)})
         heads = []
+        keys, values = (
+            narrowed(rows[sequence], layer.stored or layer.dtype).to(layer.dtype) for rows in (self.keys, self.values)
+        )
         for head in range(layer.heads):
             key_head = head // (layer.heads // layer.kv_heads)
-            scores = self.keys[sequence][seen, key_head] @ self.queries[sequence][position, head] * layer.scaling
+            scores = keys[seen, key_head] @ self.queries[sequence][position, head] * layer.scaling
             if layer.softcap:
                 scores = layer.softcap * torch.tanh(scores / layer.softcap)
             if self.sinks is not None:
                 scores = torch.cat((scores, self.sinks[head : head + 1]))
             weights = scores.softmax(0)[: len(seen)]
-            heads.append(weights @ self.values[sequence][seen, key_head])
+            heads.append(weights @ values[seen, key_head])
         return torch.stack(heads)
 
     def check(self, runs: list[tuple[int, int, int]]) -> None:
@@ -199,11 +208,54 @@ def test_any_split_of_any_batch(backend: type[AttentionBackend], data: st.DataOb
             done[i] = end
 
 
+# -- stored in 8 bits --------------------------------------------------------------------------------------------------
+
+EIGHT_BITS = {name: replace(layer, stored=FP8) for name, layer in LAYERS.items()}
+
+
+@pytest.mark.parametrize("layer", EIGHT_BITS.values(), ids=EIGHT_BITS)
+def test_eight_bits_are_read_as_they_were_stored_by_the_same_step_too(layer: AttentionLayer) -> None:
+    order = np.random.default_rng(0).permutation(64).tolist()
+    bench = Bench(TorchAttention(), layer, [order[:30], order[30:39], list(range(61, 64))])
+    bench.check([(0, 0, 20), (1, 0, 1)])
+    bench.check([(1, 1, 8), (0, 20, 21), (2, 0, 3)])
+    bench.check([(0, 21, 29), (1, 8, 9)])
+    bench.check([(0, 29, 30)])
+
+
+def test_many_decodes_in_eight_bits() -> None:
+    bench = Bench(TorchAttention(), EIGHT_BITS["plain"], [list(range(7 * i, 7 * i + 7)) for i in range(8)])
+    bench.fill()
+    bench.check([(i, 6, 7) for i in range(8)])
+
+
+def test_a_layer_that_shares_keys_reads_its_step_in_eight_bits() -> None:
+    bench = Bench(TorchAttention(), EIGHT_BITS["plain"], [[3, 1, 2]])
+    bench.check([(0, 0, 3)])
+    bench.layer = replace(bench.layer, index=1, writes=False)
+    bench.backend.bind((bench.layer,), bench.store)
+    bench.check([(0, 0, 3)])
+
+
+def test_what_is_too_large_for_eight_bits_is_the_largest_and_a_fault_stays_one() -> None:
+    rows = torch.tensor([1.0, 1.07, 448.0, 500.0, -1e30, float("inf"), float("nan"), 2.0**-9, 2.0**-11])
+    for dtype in (torch.float32, torch.bfloat16):
+        found = narrowed(rows.to(dtype), FP8).float()
+        expected = torch.tensor([1.0, 1.125, 448.0, 448.0, -448.0, 448.0, float("nan"), 2.0**-9, 0.0])
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    bench = Bench(TorchAttention(), EIGHT_BITS["plain"], [[3, 1, 2]])
+    bench.keys[0][1], bench.values[0][2] = 1e6, float("nan")
+    out = bench.step([(0, 0, 3)])[0]
+    assert bench.store.keys[0][1].float().unique().tolist() == [448.0]
+    assert bool(out[2].isnan().all())
+
+
 def test_store_counts_its_memory_and_gives_it_back() -> None:
     shapes = [KVShape(2, 8, 6, torch.float32), KVShape(1, 4, 4, torch.bfloat16)]
     store = KVStore(shapes, 10, torch.device("cpu"))
     assert bytes_per_slot(shapes) == 2 * 14 * 4 + 8 * 2
     assert store.nbytes == 11 * bytes_per_slot(shapes)
+    assert bytes_per_slot([replace(shape, dtype=FP8) for shape in shapes]) == 2 * 14 + 8
     assert store.dummy_slot == 10
     assert store.keys[0].shape == (11, 2, 8)
     assert store.values[1].dtype == torch.bfloat16

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from radixbackend import builtin_plugin
-from radixbackend.engine.attention.base import AttentionBackend, AttentionBatch, AttentionLayer
+from radixbackend.engine.attention.base import AttentionBackend, AttentionBatch, AttentionLayer, refusal
 from radixbackend.engine.attention.choice import FirstThatServes
 from radixbackend.engine.attention.torch_native import TorchAttention
 from radixbackend.engine.kv_store import KVShape, KVStore
 from radixbackend.errors import ConfigError
 from radixbackend.plugins import Plugins
-from tests.engine.test_attention import LAYERS, PLAIN, Bench
+from tests.engine.test_attention import EIGHT_BITS, LAYERS, PLAIN, Bench
 from tests.engine.test_attention_triton import batch_of
 
 
@@ -84,6 +84,18 @@ def test_it_captures_where_all_in_use_do() -> None:
     mixed = FirstThatServes([Picky(), Captures()])
     mixed.bind((PLAIN, replace(PLAIN, index=1, window=3, writes=False)), bench.store)
     assert not mixed.captures
+
+
+def test_eight_bits_go_to_a_kernel_that_converts_them() -> None:
+    class OwnTypeOnly(TorchAttention):
+        converts = False
+
+    kernel = FirstThatServes([OwnTypeOnly(), TorchAttention()])
+    assert refusal(kernel, PLAIN) is refusal(kernel, EIGHT_BITS["plain"]) is None
+    bench = Bench(kernel, EIGHT_BITS["plain"], [[3, 1, 2]])
+    assert kernel._used[0] is kernel._kernels[1]
+    bench.check([(0, 0, 3)])
+    assert "in the model's type alone" in (refusal(FirstThatServes([OwnTypeOnly()]), EIGHT_BITS["plain"]) or "")
 
 
 def test_it_refuses_what_all_refuse() -> None:

@@ -29,6 +29,8 @@ from radixbackend.errors import UnsupportedModelError
 from tests import zoo
 from tests.engine.test_attention_triton import DEVICE
 
+pytestmark = pytest.mark.usefixtures("alike_for_every_row")
+
 DTYPES = [torch.float32, torch.bfloat16] if DEVICE == "cuda" else [torch.float32, torch.float16]
 
 
@@ -234,12 +236,12 @@ class Everywhere:
         return DeterministicAttention() if name == "triton-deterministic" else None
 
 
-def test_answers_are_the_same_bits_cold_warm_alone_and_together() -> None:
+@pytest.mark.parametrize("kept", ["auto", "fp8"])
+def test_answers_are_the_same_bits_cold_warm_alone_and_together(kept: str) -> None:
     params = SamplingParams(max_tokens=3, temperature=0, logprobs=2, ignore_eos=True)
     first, second = [5, 6, 7, 8, 9, 10], [5, 6, 7, 20]
-    with Engine(
-        "one layer", plugins=[Everywhere()], deterministic=True, self_check=False, kv_cache_tokens=64
-    ) as engine:
+    options = {"deterministic": True, "self_check": False, "kv_cache_tokens": 64, "kv_cache_dtype": kept}
+    with Engine("one layer", plugins=[Everywhere()], **options) as engine:
         alone = engine.generate(first, params)
         warm = engine.generate(first, params)
         engine.flush_cache()

@@ -14,10 +14,10 @@ from radixbackend.engine.attention import flashinfer
 from radixbackend.engine.attention.base import AttentionLayer
 from radixbackend.engine.attention.flashinfer import FlashInferAttention, Pieces
 from radixbackend.engine.attention.torch_native import TorchAttention
-from radixbackend.engine.kv_store import KVShape, KVStore
+from radixbackend.engine.kv_store import FP8, KVShape, KVStore, narrowed
 from radixbackend.errors import ConfigError, MissingDependencyError
 from tests.engine import fake_flashinfer
-from tests.engine.test_attention import PLAIN, Bench
+from tests.engine.test_attention import PLAIN, Bench, bytewise
 from tests.engine.test_attention_triton import batch_of
 
 WIDE = replace(PLAIN, key_dim=64, value_dim=64, dtype=torch.bfloat16, scaling=0.1)
@@ -31,11 +31,14 @@ LAYERS = {
     "sinks": replace(WIDE, sinks=True),
     "window_sinks": replace(WIDE, window=5, sinks=True),
     "chunk_softcap": replace(WIDE, chunk=4, softcap=0.5),
+    "eight_bits": replace(WIDE, stored=FP8),
+    "window_eight_bits": replace(WIDE, window=5, stored=FP8),
 }
 
 
 def copy_in(keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, key: torch.Tensor, value: Any) -> None:
-    keys[slots], values[slots] = key, value
+    for place, rows in ((keys, key), (values, value)):
+        bytewise(place)[slots] = bytewise(narrowed(rows, place.dtype))
 
 
 def faked() -> FlashInferAttention:
@@ -66,7 +69,7 @@ def test_equals_torch(layer: AttentionLayer, make: Any) -> None:
             torch.testing.assert_close(out, expected, atol=2e-2, rtol=2e-2)
 
 
-@pytest.mark.parametrize("name", ["plain", "window", "window_sinks"])
+@pytest.mark.parametrize("name", ["plain", "window", "window_sinks", "eight_bits"])
 def test_reserved_wrappers_serve_every_decode(name: str) -> None:
     bench = Bench(faked(), LAYERS[name], [list(range(20)), list(range(30, 39))])
     plain = Bench(TorchAttention(), LAYERS[name], bench.slots)
@@ -122,6 +125,7 @@ def test_one_plan_for_each_kind_of_layer() -> None:
         (replace(WIDE, value_dim=128), "values of size 128"),
         (replace(WIDE, key_dim=96, value_dim=96), "heads of size 96"),
         (replace(WIDE, sinks=True, softcap=2.0), "sinks with a soft cap"),
+        (replace(WIDE, sinks=True, stored=FP8), "sinks with keys and values in torch.float8_e4m3fn"),
     ],
 )
 def test_refuses_with_a_reason(layer: AttentionLayer, reason: str) -> None:

@@ -20,13 +20,14 @@ pytest.importorskip("triton")
 from radixbackend.engine.attention import triton_paged
 from radixbackend.engine.attention.base import AttentionBatch
 from radixbackend.engine.attention.torch_native import TorchAttention
-from radixbackend.engine.attention.triton_paged import SHARED, Geometry, TileShape, TritonAttention
+from radixbackend.engine.attention.triton_paged import SHARED, Geometry, TileShape, TritonAttention, write
 from radixbackend.engine.attention.upload import upload
+from radixbackend.engine.kv_store import FP8, KVShape, KVStore, narrowed
 from radixbackend.engine.model_loader import LoadedModel
 from radixbackend.engine.model_runner import ModelRunner
 from radixbackend.engine.plan import SequenceId, SequencePlan, StepPlan
 from tests import zoo
-from tests.engine.test_attention import LAYERS, PLAIN, Bench
+from tests.engine.test_attention import EIGHT_BITS, LAYERS, PLAIN, Bench, bytewise
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -133,6 +134,8 @@ def test_kernels_compile_for_a_gpu() -> None:
     assert run.returncode == 0, run.stderr
     report = dict(line.split(": ", 1) for line in run.stdout.splitlines())
     assert report["prefill"] == report["decode"] == report["linear"] == "wgmma"  # tensor cores, the same for both
+    assert report["prefill from fp8"] == report["decode from fp8"] == "wgmma, by hardware"
+    assert report["gate"] == "div.rn"  # as exact as torch's
     assert report["fused"] == "0"  # no product is fused with a sum, so no variant differs in a bit
 
 
@@ -161,9 +164,50 @@ def test_reserved_arrays_serve_every_decode(name: str) -> None:
     bench.check([(1, 8, 9), (0, 36, 37)])
 
 
+# -- stored in 8 bits --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_rounds_to_eight_bits_as_torch_does(dtype: torch.dtype) -> None:
+    """Every value of the type, every tie and what is next to it, numbers of all sizes, and no numbers."""
+    grid = torch.arange(256, dtype=torch.uint8).view(FP8).float()
+    ties = (grid[:126] + grid[1:127]) / 2
+    large = torch.tensor([448.1, 464.0, 465.0, 1e5, float("inf"), float("nan"), 0.0, 2.0**-10, 1e-30])
+    drawn = torch.randn(900, generator=torch.Generator().manual_seed(0)) * torch.logspace(-5, 4, 900)
+    values = torch.cat((grid, *(t * s for t in (ties, large) for s in (1, -1, 1 + 1e-6, 1e-6 - 1)), drawn)).to(dtype)
+    rows = torch.nn.functional.pad(values, (0, -len(values) % 30)).view(-1, 2, 15).to(DEVICE)
+    store = KVStore([KVShape(2, 15, 15, FP8)], len(rows), torch.device(DEVICE))
+    slots = torch.randperm(len(rows), generator=torch.Generator().manual_seed(1)).to(DEVICE, torch.int32)
+    write(store.keys[0], store.values[0], slots, rows, -rows)
+    for stored, plain in ((store.keys[0], rows), (store.values[0], -rows)):
+        found, expected = (bytewise(x.contiguous()) for x in (stored[slots.long()], narrowed(plain, FP8)))
+        number = ~plain.isnan()
+        assert torch.equal(found[number], expected[number])
+        assert bool((found[~number] & 0x7F == 0x7F).all())
+
+
+@pytest.mark.usefixtures("short_splits")
+@pytest.mark.parametrize("name", EIGHT_BITS)
+def test_eight_bits_are_read_as_they_were_stored_by_the_same_step_too(name: str) -> None:
+    order = np.random.default_rng(0).permutation(128).tolist()
+    programs = APART if list(EIGHT_BITS).index(name) % 2 else TOGETHER
+    bench = Bench(TritonAttention(programs=programs), EIGHT_BITS[name], [order[:37], order[37:40]], DEVICE)
+    bench.check([(0, 0, 19)])
+    bench.check([(0, 19, 36), (1, 0, 1)])
+    bench.check([(0, 36, 37), (1, 1, 3)])
+
+
+def test_eight_bits_take_a_gpu_that_knows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for capability, served in (((8, 0), False), ((8, 9), True), ((9, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda capability=capability: capability)
+        assert (TritonAttention().refuses(EIGHT_BITS["plain"]) is None) == served
+        assert TritonAttention().refuses(PLAIN) is None
+
+
 # -- bit for bit -----------------------------------------------------------------------------------------------------
 
-BITWISE = ["plain", "window_sinks"]
+BITWISE = {"plain": PLAIN, "window_sinks": LAYERS["window_sinks"], "eight_bits": EIGHT_BITS["plain"]}
 
 
 @pytest.mark.usefixtures("short_splits")
@@ -181,7 +225,7 @@ def test_a_result_depends_on_nothing_but_what_a_query_sees(name: str) -> None:
     results = []
     for programs, runs in steps:
         kernel = TritonAttention(deterministic=True, programs=programs)
-        bench = Bench(kernel, LAYERS[name], [list(range(end)), list(range(40, 59)), list(range(60, 65))], DEVICE)
+        bench = Bench(kernel, BITWISE[name], [list(range(end)), list(range(40, 59)), list(range(60, 65))], DEVICE)
         bench.fill()
         outputs = bench.step(runs)
         results.append(outputs[[i for i, _, _ in runs].index(0)][-1].clone())

@@ -13,6 +13,7 @@ from radixbackend.config import EngineConfig
 from radixbackend.engine import memory
 from radixbackend.engine.attention.torch_native import TorchAttention
 from radixbackend.engine.executor import ModelExecutor
+from radixbackend.engine.kv_store import FP8
 from radixbackend.engine.memory import largest_step, pool_size, step_tokens
 from radixbackend.engine.model_loader import LoadedModel
 from radixbackend.engine.model_runner import ModelRunner
@@ -129,6 +130,20 @@ def test_a_cpu_takes_half_and_no_more_than_is_used(machine: Machine) -> None:
     with pytest.raises(ConfigError, match="no memory is left"):
         machine.size(CPU)
     assert machine.ran == []
+
+
+def test_keys_in_eight_bits_make_twice_the_slots_of_bfloat16(machine: Machine) -> None:
+    loaded = LoadedModel.of(zoo.build("llama").bfloat16())
+    sizes = []
+    for stored in (None, FP8):
+        runner = ModelRunner(loaded, TorchAttention(), stored)
+        sizes.append(pool_size(EngineConfig("m"), loaded, runner, machine))  # type: ignore[arg-type]
+        runner.allocate(sizes[-1])
+        assert runner._store is not None
+        assert runner._store.nbytes == (sizes[-1] + 1) * runner.bytes_per_slot <= machine.free
+        runner.close()
+    assert sizes[0] > 0
+    assert abs(sizes[1] - 2 * sizes[0]) <= 1
 
 
 def test_a_pool_below_the_context_is_said(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:

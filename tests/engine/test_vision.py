@@ -324,6 +324,16 @@ def test_images_that_cannot_be_told_apart_are_taken_as_one(monkeypatch: pytest.M
         assert tokens([engine.generate(request)]) == references(zoo, [request])
 
 
+@pytest.mark.parametrize("name", ["qwen3_vl", "paligemma"])
+def test_keys_in_eight_bits_serve_images_that_are_checked_without(name: str) -> None:
+    with serving(name, self_check=True, kv_cache_dtype="fp8") as (zoo, engine):
+        assert engine._parts.desk._images.traits.apart
+        requests = mixed(zoo.image)
+        cold = tokens(engine.generate(requests))
+        assert tokens(engine.generate(requests)) == cold
+        assert cold[0] != cold[3]
+
+
 def test_images_too_long_to_compare_two_of_are_taken_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_check, "LONGEST", 60)
     with serving("llava", self_check=True) as (zoo, engine):

@@ -29,6 +29,8 @@ class AttentionLayer:
             to the very keys and values of an earlier one, which then has written them already.
         window: how many keys a token sees, itself included; None sees all.
         chunk: a token sees the keys of its own aligned chunk of that many positions; None sees all.
+        dtype: of queries, keys, values and results.
+        stored: type of keys and values in the store where it is another one, see `kv_store.narrowed`.
         softcap: scores become ``softcap * tanh(scores / softcap)`` after scaling.
         sinks: one extra logit per head takes part in each softmax and is then dropped.
     """
@@ -46,6 +48,7 @@ class AttentionLayer:
     softcap: float | None = None
     sinks: bool = False
     writes: bool = True
+    stored: torch.dtype | None = None
 
     @property
     def group(self) -> int:
@@ -106,7 +109,8 @@ def _blocks(plan: StepPlan) -> tuple[Blocks, ...] | None:
 class AttentionBackend(Protocol):
     """One kernel family over slots of page size 1.
 
-    One that has ``head_major`` set wants its store laid out so, see `KVStore`.
+    One that has ``head_major`` set wants its store laid out so, see `KVStore`. One that has ``converts`` set serves
+    layers that are stored in another type; no other is asked to, see `refusal`.
     """
 
     name: str
@@ -136,6 +140,13 @@ class AttentionBackend(Protocol):
 
     def end(self) -> None:
         """The step is over, even by an exception: let go of what `begin` prepared."""
+
+
+def refusal(kernel: AttentionBackend, layer: AttentionLayer) -> str | None:
+    """Why a kernel cannot serve a layer; None if it can."""
+    if layer.stored is not None and not getattr(kernel, "converts", False):
+        return f"it stores keys and values in the model's type alone, not in {layer.stored}"
+    return kernel.refuses(layer)
 
 
 class Capturable(AttentionBackend, Protocol):

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 
-from radixbackend.engine.attention.base import AttentionBackend, AttentionBatch, AttentionLayer, Capturable
+from radixbackend.engine.attention.base import AttentionBackend, AttentionBatch, AttentionLayer, Capturable, refusal
 from radixbackend.engine.kv_store import KVStore
 
 log = logging.getLogger(__name__)
@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 class FirstThatServes:
     """See `AttentionBackend`. ``kernels`` in order of preference; the name is of those in use."""
+
+    converts = True  # if one of them does
 
     def __init__(self, kernels: Sequence[AttentionBackend]) -> None:
         self._kernels = tuple(kernels)
@@ -30,7 +32,7 @@ class FirstThatServes:
         self.head_major = all(getattr(kernel, "head_major", False) for kernel in kernels)
 
     def refuses(self, layer: AttentionLayer) -> str | None:
-        reasons = [(kernel.name, kernel.refuses(layer)) for kernel in self._kernels]
+        reasons = [(kernel.name, refusal(kernel, layer)) for kernel in self._kernels]
         if any(reason is None for _, reason in reasons):
             return None
         return "; ".join(f"{name}: {reason}" for name, reason in reasons)
@@ -41,7 +43,7 @@ class FirstThatServes:
         for kernel in self._used:
             kernel.bind(tuple(x for x in layers if self._by_layer[x.index] is kernel), store)
         for better in self._kernels[: self._kernels.index(self._used[-1])]:
-            refused = {reason: layer.index for layer in reversed(layers) if (reason := better.refuses(layer))}
+            refused = {reason: layer.index for layer in reversed(layers) if (reason := refusal(better, layer))}
             for reason, index in refused.items():
                 log.info("attention: %s does not serve layer %d: %s", better.name, index, reason)
         self.name = "+".join(kernel.name for kernel in self._used)
@@ -49,7 +51,7 @@ class FirstThatServes:
         log.info("attention: %s", self.name)
 
     def _first(self, layer: AttentionLayer) -> AttentionBackend:
-        return next(kernel for kernel in self._kernels if kernel.refuses(layer) is None)
+        return next(kernel for kernel in self._kernels if refusal(kernel, layer) is None)
 
     def begin(self, batch: AttentionBatch) -> None:
         for kernel in self._used:

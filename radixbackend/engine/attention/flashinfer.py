@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from radixbackend.engine.attention.base import AttentionBackend, AttentionBatch, AttentionLayer
+from radixbackend.engine.attention.base import AttentionBackend, AttentionBatch, AttentionLayer, refusal
 from radixbackend.engine.attention.upload import upload
 from radixbackend.engine.kv_store import KVStore
 from radixbackend.engine.plan import IntArray
@@ -53,6 +53,7 @@ class _Kind(NamedTuple):
     kv_heads: int
     dim: int
     dtype: torch.dtype
+    stored: torch.dtype
     sinks: bool
 
     @classmethod
@@ -66,6 +67,7 @@ class _Kind(NamedTuple):
             layer.kv_heads,
             layer.key_dim,
             layer.dtype,
+            layer.stored or layer.dtype,
             layer.sinks,
         )
 
@@ -114,6 +116,7 @@ class FlashInferAttention:
 
     name = "flashinfer"
     captures = True
+    converts = True
 
     def __init__(self, library: Any, irregular: AttentionBackend, write: Write) -> None:
         self._library = library
@@ -136,7 +139,10 @@ class FlashInferAttention:
             return f"heads of size {layer.key_dim}, not of {', '.join(map(str, HEAD_SIZES))}"
         if layer.sinks and (layer.softcap is not None or not hasattr(self._library, _SINKS)):
             return "sinks with a soft cap" if layer.softcap is not None else f"sinks, for which it has no {_SINKS}"
-        return self._irregular.refuses(layer)
+        if layer.sinks and layer.stored is not None:
+            # Its kernels for sinks are named, and found again, by the type of the queries alone.
+            return f"sinks with keys and values in {layer.stored}"
+        return refusal(self._irregular, layer)
 
     def bind(self, layers: tuple[AttentionLayer, ...], store: KVStore) -> None:
         """Plans once for every kind, so that kernels are compiled now and what is missing for it is said now."""
@@ -237,7 +243,7 @@ class FlashInferAttention:
             "window_left": -1 if kind.window is None else kind.window - 1,  # theirs does not count the token itself
             "logits_soft_cap": kind.softcap,
             "q_data_type": kind.dtype,
-            "kv_data_type": kind.dtype,
+            "kv_data_type": kind.stored,
         }
         last = torch.ones(len(indptr) - 1, dtype=torch.int32)
         if single and not kind.sinks:
@@ -281,7 +287,7 @@ class FlashInferAttention:
             return self._library.BatchPrefillWithPagedKVCacheWrapper(**common)
         return getattr(self._library, _SINKS)(
             q_data_type=kind.dtype,
-            kv_data_type=kind.dtype,
+            kv_data_type=kind.stored,
             head_dim_qk=kind.dim,
             head_dim_vo=kind.dim,
             window_left=-1 if kind.window is None else kind.window - 1,

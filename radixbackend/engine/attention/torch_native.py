@@ -4,8 +4,9 @@ Rules. A loop over sequences, since contexts differ; per step and kind of layer 
 and mask of every sequence are worked out once and shared by all layers of the kind. Keys are read where they lie
 when their slots run in order, gathered otherwise; a window is cut before it is gathered. Few queries (a decode, a
 draft) go to SDPA with all query heads of one key head as its rows, so that keys are neither repeated nor read once
-per head; one query needs no mask. Decodes of several sequences go together, see `grouped_decode`. The softmax is
-spelled out only for what SDPA lacks, soft caps and sinks.
+per head; one query needs no mask. Decodes of several sequences go together, see `grouped_decode`, unless keys are
+stored in another type and converted as they are read. The softmax is spelled out only for what SDPA lacks, soft caps
+and sinks.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from radixbackend.engine.attention.base import AttentionBatch, AttentionLayer
 from radixbackend.engine.attention.grouped_decode import DecodeGroup, GroupedDecode, make_groups
-from radixbackend.engine.kv_store import KVStore
+from radixbackend.engine.kv_store import KVStore, narrowed
 from radixbackend.engine.plan import Blocks, IntArray
 
 Kind = tuple[int | None, int | None, int, bool]
@@ -53,6 +54,7 @@ class TorchAttention:
 
     name = "torch"
     head_major = True
+    converts = True
 
     def __init__(self) -> None:
         self._store: KVStore | None = None
@@ -88,16 +90,19 @@ class TorchAttention:
         assert self._store is not None
         assert self._batch is not None
         keys, values = self._store.keys[layer.storage], self._store.values[layer.storage]
+        if converts := layer.stored is not None:  # packed rows are read as everybody will read them from their slots
+            key, value = narrowed(key, keys.dtype), narrowed(value, values.dtype)
         if layer.writes:
             if self._write_slots is None:
                 self._write_slots = torch.from_numpy(self._batch.write_slots.astype(np.int64)).to(key.device)
-            keys.index_copy_(0, self._write_slots, key)
-            values.index_copy_(0, self._write_slots, value)
+            _movable(keys).index_copy_(0, self._write_slots, _movable(key))
+            _movable(values).index_copy_(0, self._write_slots, _movable(value))
         explicit = layer.softcap is not None or sinks is not None
         kind = (layer.window, layer.chunk, layer.group, explicit)
         reads = self._reads.get(kind)
         if reads is None:
-            reads = self._reads[kind] = _reads(self._batch, layer, query.device, grouped=not explicit)
+            grouped = not (explicit or converts)
+            reads = self._reads[kind] = _reads(self._batch, layer, query.device, grouped=grouped)
         by_head = keys.transpose(0, 1), values.transpose(0, 1)
         if len(reads.groups) == 1 and len(reads.groups[0].rows) == len(query):
             return self._grouped.attend(layer, reads.groups[0], query, *by_head)
@@ -109,7 +114,9 @@ class TorchAttention:
             elif isinstance(read.keys, slice):
                 k, v = keys[read.keys], values[read.keys]
             else:
-                k, v = (x.index_select(1, read.keys).transpose(0, 1) for x in by_head)
+                k, v = (_movable(x).index_select(1, read.keys).view(x.dtype).transpose(0, 1) for x in by_head)
+            if converts:
+                k, v = k.to(query.dtype), v.to(query.dtype)
             if explicit:
                 outputs.append(_spelled_out(layer, query[rows], k, v, read, sinks))
             else:
@@ -122,6 +129,11 @@ class TorchAttention:
         for group in reads.groups:
             out[group.rows] = self._grouped.attend(layer, group, query[group.rows], *by_head)
         return out
+
+
+def _movable(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, or its bytes where torch moves no elements of the type on every device."""
+    return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
 
 
 def _reads(batch: AttentionBatch, layer: AttentionLayer, device: torch.device, *, grouped: bool) -> _Reads:

@@ -73,14 +73,15 @@ def attend_tiles(Q, K, V, OUT, PARTS, SUMS, EXTRA, SLOTS, LOW, HIGH, TILE_ROWS, 
             positions = start + tl.arange(0, KEYS)
             there = (positions >= lows) & (positions < highs)
             slot = tl.load(slots + positions, mask=there, other=0).to(tl.int64)
+            # Whatever the type that is stored, its values are exact in the queries' type.
             key = tl.load(
                 K + slot[None, :] * k_slot + kv_head * k_head + dims[:, None],
                 mask=there[None, :] & (dims < KEY_DIM)[:, None], other=0.0,
-            )  # fmt: skip
+            ).to(query.dtype)  # fmt: skip
             value = tl.load(
                 V + slot[:, None] * v_slot + kv_head * v_head + value_dims[None, :],
                 mask=there[:, None] & (value_dims < VALUE_DIM)[None, :], other=0.0,
-            )  # fmt: skip
+            ).to(query.dtype)  # fmt: skip
             scores = tl.dot(query, key, input_precision="ieee") * scaling
             if SOFTCAP:
                 scores = softcap * (1.0 - 2.0 / (1.0 + tl.exp2(scores / softcap * 2.8853900817779268)))
@@ -134,19 +135,32 @@ def fold_parts(OUT, PARTS, SUMS, EXTRA, TILE_ROWS, TILE_COUNTS, TILE_LOWS, TILE_
 
 
 @triton.jit
+def _to_fp8(values):
+    """As `kv_store.narrowed` rounds, as bytes. Spelled out, since processors differ in what becomes of large ones."""
+    values = values.to(tl.float32)
+    size = tl.abs(values)
+    bits = size.to(tl.int32, bitcast=True)
+    # Three bits of the fraction are left, rounded to even; the exponent then counts from 7 instead of 127.
+    normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - (120 << 3)
+    # Below 2^-6 steps are 2^-9; added to 2^23, whose last bit is 1, that many of them are the last bits of the sum.
+    small = (size * 512.0 + 8388608.0).to(tl.int32, bitcast=True) & 0xF
+    code = tl.where(size < 0.015625, small, tl.where(size < 448.0, normal, 0x7E))
+    code = tl.where(size == size, code, 0x7F)
+    return (code | ((values.to(tl.int32, bitcast=True) >> 24) & 0x80)).to(tl.uint8)
+
+
+@triton.jit
 def write_rows(KEYS, VALUES, SLOTS, KEY, VALUE, k_row, k_head, v_row, v_head, k_slot, v_slot, HEADS: tl.constexpr,
-           KEY_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, KEY_PAD: tl.constexpr, VALUE_PAD: tl.constexpr):  # fmt: skip
+           KEY_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, KEY_PAD: tl.constexpr, VALUE_PAD: tl.constexpr,
+           FP8: tl.constexpr):  # fmt: skip
+    """With ``FP8`` KEYS and VALUES are the bytes of float8_e4m3fn."""
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(SLOTS + row).to(tl.int64)
     at = tl.arange(0, KEY_PAD)
     inside = at < HEADS * KEY_DIM
-    tl.store(
-        KEYS + slot * k_slot + at,
-        tl.load(KEY + row * k_row + at // KEY_DIM * k_head + at % KEY_DIM, mask=inside), mask=inside,
-    )  # fmt: skip
+    rows = tl.load(KEY + row * k_row + at // KEY_DIM * k_head + at % KEY_DIM, mask=inside)
+    tl.store(KEYS + slot * k_slot + at, _to_fp8(rows) if FP8 else rows, mask=inside)
     at = tl.arange(0, VALUE_PAD)
     inside = at < HEADS * VALUE_DIM
-    tl.store(
-        VALUES + slot * v_slot + at,
-        tl.load(VALUE + row * v_row + at // VALUE_DIM * v_head + at % VALUE_DIM, mask=inside), mask=inside,
-    )  # fmt: skip
+    rows = tl.load(VALUE + row * v_row + at // VALUE_DIM * v_head + at % VALUE_DIM, mask=inside)
+    tl.store(VALUES + slot * v_slot + at, _to_fp8(rows) if FP8 else rows, mask=inside)

@@ -25,7 +25,7 @@ import triton
 from radixbackend.engine.attention.base import AttentionBatch, AttentionLayer
 from radixbackend.engine.attention.triton_kernels import attend_tiles, fold_parts, write_rows
 from radixbackend.engine.attention.upload import Place, upload
-from radixbackend.engine.kv_store import KVStore
+from radixbackend.engine.kv_store import FP8, KVStore
 from radixbackend.engine.plan import IntArray
 
 SPLIT_KEYS = 256
@@ -171,6 +171,7 @@ class TritonAttention:
 
     name = "triton"
     captures = True
+    converts = True
 
     def __init__(self, *, deterministic: bool = False, programs: int | None = None) -> None:
         self.deterministic = deterministic
@@ -187,6 +188,8 @@ class TritonAttention:
     def refuses(self, layer: AttentionLayer) -> str | None:
         if layer.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             return f"it computes in float32, bfloat16 and float16, not {layer.dtype}"
+        if layer.stored is not None and (layer.stored != FP8 or not _converts_fp8()):
+            return f"it reads no {layer.stored} on this device"
         return None if layer.group <= 128 else f"{layer.group} query heads share a key head, more than 128"
 
     def bind(self, layers: tuple[AttentionLayer, ...], store: KVStore) -> None:
@@ -310,13 +313,16 @@ class TritonAttention:
 def write(
     keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> None:
-    """Packed rows into their slots, keys and values in one launch."""
+    """Packed rows into their slots, keys and values in one launch; see `kv_store.narrowed`."""
     key, value = _rows_in_order(key), _rows_in_order(value)
+    narrow = keys.dtype == FP8
+    if narrow:
+        keys, values = keys.view(torch.uint8), values.view(torch.uint8)
     strides = (*key.stride()[:2], *value.stride()[:2], keys.stride(0), values.stride(0))
     write_rows[(len(slots),)](
         keys, values, slots, key, value, *strides, HEADS=key.shape[1], KEY_DIM=key.shape[2], VALUE_DIM=value.shape[2],
         KEY_PAD=triton.next_power_of_2(key.shape[1] * key.shape[2]),
-        VALUE_PAD=triton.next_power_of_2(value.shape[1] * value.shape[2]),
+        VALUE_PAD=triton.next_power_of_2(value.shape[1] * value.shape[2]), FP8=narrow,
     )  # fmt: skip
 
 
@@ -326,6 +332,11 @@ def _rows_in_order(tensor: torch.Tensor) -> torch.Tensor:
 
 def _padded(dim: int) -> int:
     return int(max(16, triton.next_power_of_2(dim)))
+
+
+def _converts_fp8() -> bool:
+    """Triton has no such type for NVIDIA GPUs before Ada and Hopper."""
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability() >= (8, 9)
 
 
 def _programs(device: torch.device) -> int:
