@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -40,10 +41,13 @@ from benchmarks.prefix_cache import agent, few_shot
 from radixbackend import Constraint, Engine, SamplingParams, hookimpl
 from radixbackend.engine.attention.base import AttentionBackend, AttentionBatch, AttentionLayer
 from radixbackend.engine.attention.torch_native import TorchAttention
-from radixbackend.engine.kv_store import KVShape, KVStore
+from radixbackend.engine.cuda_graphs import CudaCapture
+from radixbackend.engine.elementwise import RMSNorm, TorchOps, TritonOps
+from radixbackend.engine.kv_store import FP8, KVShape, KVStore
 from radixbackend.engine.model_loader import LoadedModel
 from radixbackend.engine.model_runner import ModelRunner
 from radixbackend.engine.plan import SampleSpec, SequenceId, SequencePlan, StepPlan
+from radixbackend.engine.self_check import compare
 from radixbackend.plugins import Plugins
 from radixbackend.types import GenerationResult, StepRecord
 
@@ -226,6 +230,13 @@ def decode_rate(steps: Sequence[tuple[float, StepRecord]], batch: int) -> tuple[
     spans = spans[len(spans) // 8 :]  # the first ones still make room
     milliseconds = {part: 1000 * statistics.median(values) for part, values in parts.items()}
     return batch * len(spans) / sum(spans), milliseconds
+
+
+def written_rate(steps: Sequence[tuple[float, StepRecord]]) -> float:
+    """Tokens per second once every prompt is computed, however many a step brings and until the last has ended."""
+    last_prompt = max(i for i, (_, record) in enumerate(steps) if record.prefill_tokens)
+    (since, first), (until, last) = steps[last_prompt], steps[-1]
+    return (last.stats.generated_tokens - first.stats.generated_tokens) / (until - since)
 
 
 # -- is it right -------------------------------------------------------------------------------------------------------
@@ -430,11 +441,12 @@ def bits(results: Sequence[GenerationResult]) -> list[Any]:
 
 def compiling(suite: Suite) -> None:
     """Seconds until every kernel has computed once at the large shape: long the first time, short after."""
-    for name in suite.kernels:
-        started = time.perf_counter()
-        with engine(suite.large, attention=name, kv_cache_tokens=4096) as (made, _):
-            made.generate(prompts(2, 40, suite.shape.vocab), greedy(3))
-        suite.note(f"seconds to the first answer, {name}", round(time.perf_counter() - started, 1))
+    for kept, label in (("auto", ""), ("fp8", ", keys in fp8")):
+        for name in suite.kernels:
+            started = time.perf_counter()
+            with engine(suite.large, attention=name, kv_cache_dtype=kept, kv_cache_tokens=4096) as (made, _):
+                made.generate(prompts(2, 40, suite.shape.vocab), greedy(3))
+            suite.note(f"seconds to the first answer, {name}{label}", round(time.perf_counter() - started, 1))
 
 
 def decode(suite: Suite) -> None:
@@ -447,6 +459,34 @@ def decode(suite: Suite) -> None:
             rate, parts = decode_rate(plugin.steps, batch)
         suite.note(f"decode, batch {batch}", round(rate))
         suite.note(f"decode, batch {batch}, ms by part", {k: round(v, 3) for k, v in parts.items()})
+
+
+def fp8(suite: Suite) -> None:
+    """Keys and values in 8 bits: what they change by each kernel, how many slots there are, how fast decodes are."""
+    shape = TINY if suite.quick else SMALL
+    model = make_model(shape, torch.bfloat16, suite.device)
+    asked = prompts(4 if suite.quick else 32, 60 if suite.quick else 300, shape.vocab)
+    for name in suite.kernels:
+        answers = {}
+        for kept in ("auto", "fp8"):
+            options = {"attention": name, "kv_cache_dtype": kept, "kv_cache_tokens": 32768, "self_check": True}
+            with engine(model, **options) as (made, _):
+                answers[kept], warm = ([r.token_ids for r in made.generate(asked, greedy(32))] for _ in range(2))
+        equal = [a == b for pair in zip(*answers.values(), strict=True) for a, b in zip(*pair, strict=True)]
+        suite.note(f"share of tokens as without fp8, {name}", round(sum(equal) / len(equal), 3))
+        same = sum(a == b for a, b in zip(answers["fp8"], warm, strict=True)) / len(asked)
+        suite.note(f"same tokens cold and warm, fp8, {name}", round(same, 3))
+        runner = ModelRunner(model, Plugins(discover=False).make_attention(name, suite.device.type), FP8)
+        suite.note(f"by fp8, {name}", str(compare(model, runner)))
+        runner.close()
+    for kept in ("auto", "fp8"):
+        with engine(suite.large, kv_cache_dtype=kept) as (made, _):
+            suite.note(f"slots, {kept}", made.stats().slots_total)
+    for batch in suite.shape.batches[1:]:
+        tokens = batch * (suite.shape.context + suite.shape.steps + 8)
+        with engine(suite.large, kv_cache_dtype="fp8", kv_cache_tokens=tokens, max_running=batch) as (made, plugin):
+            made.generate(prompts(batch, suite.shape.context, suite.shape.vocab), greedy(suite.shape.steps))
+            suite.note(f"decode in fp8, batch {batch}", round(decode_rate(plugin.steps, batch)[0]))
 
 
 def prefill(suite: Suite) -> None:
@@ -506,22 +546,122 @@ def overlap(suite: Suite) -> None:
                 suite.note(f"decode without overlap, {label}, batch {batch}", round(rates[False]))
                 suite.note(f"overlap on / off, {label}, batch {batch}", round(rates[True] / rates[False], 2))
             suite.note(f"same tokens with and without overlap, {label}, batch {batch}", same)
+    batch, params = shape_batch(suite), greedy(4 * suite.shape.steps + 64)
+    for label, schema in (("JSON of a text", long_text(suite)), ("JSON of many keys", many_keys(suite))):
+        rates, same = switched(suite, "overlap", batch, params, Constraint.json_schema(schema))
+        if suite.cuda:
+            suite.note(f"without overlap, {label}, batch {batch}", round(rates[False]))
+            suite.note(f"overlap on / off, {label}, batch {batch}", round(rates[True] / rates[False], 2))
+        suite.note(f"same tokens with and without overlap, {label}, batch {batch}", same)
 
 
-def switched(suite: Suite, option: str, batch: int, params: SamplingParams) -> tuple[dict[bool, float], float]:
+BETWEEN_CALLS = 32
+"""In one graph, so that what is timed is the device's share."""
+
+
+def between(suite: Suite) -> None:
+    """What lies between a layer's products: kernels beside torch's operators, and microseconds of a call in a graph."""
+    if not suite.cuda:
+        suite.note("kernels between products", "take a GPU")
+        return
+    kernels = TritonOps(suite.device)
+    for rows in (1, 64, 256):
+        for name, call in calls_between(suite, rows).items():
+            plain, found = call(TorchOps()), call(kernels)  # in this order: rotation may overwrite what it is given
+            pairs = list(zip(found, plain, strict=True))
+            suite.note(
+                f"same bits, {name}, {rows} rows", min(round(float((a == b).float().mean()), 5) for a, b in pairs)
+            )
+            if not all(torch.allclose(a, b, rtol=2**-6, atol=2**-6) for a, b in pairs):
+                suite.note(f"WRONG: {name}, {rows} rows", max(float((a - b).abs().max()) for a, b in pairs))
+            for label, ops in (("torch", TorchOps()), ("triton", kernels)):
+                capture = CudaCapture(suite.device)
+                _, replay = capture(lambda ops=ops, call=call: [call(ops)[0] for _ in range(BETWEEN_CALLS)][-1])
+                microseconds = 1000 * timed(suite, replay)[0] / BETWEEN_CALLS
+                suite.note(f"us of a {name}, {label}, {rows} rows", round(microseconds, 2))
+
+
+def calls_between(suite: Suite, rows: int) -> dict[str, Callable[[TorchOps], tuple[torch.Tensor, ...]]]:
+    shape, drawn = suite.shape, torch.Generator().manual_seed(0)
+
+    def draw(*sizes: int) -> torch.Tensor:
+        return torch.randn(1, rows, *sizes, generator=drawn).to(suite.device, torch.bfloat16)
+
+    weight = 1 + draw(shape.hidden)[0, 0] / 10
+    norm = RMSNorm(SimpleNamespace(weight=weight, variance_epsilon=1e-5))
+    x, more, pairs = draw(shape.hidden), draw(shape.hidden), draw(2 * shape.mlp)
+    heads, dim = shape.heads + shape.kv_heads, shape.hidden // shape.heads
+    turned, angles = draw(heads + shape.kv_heads, dim)[..., :heads, :], 9 * draw(dim)
+    cos, sin = angles.cos(), angles.sin()
+    return {
+        "norm": lambda ops: (ops.norm(x, norm),),
+        "sum and norm": lambda ops: ops.add_norm(x, more, norm),
+        "rotation": lambda ops: (ops.rotate(turned, cos, sin),),
+        "gate": lambda ops: (ops.silu_gate(pairs),),
+    }
+
+
+def fused(suite: Suite) -> None:
+    """Tokens per second of decodes with and without fused layers."""
+    rates = {on: fused_rates(suite, on) for on in (False, True)}
+    for batch in suite.shape.batches:
+        suite.note(f"decode without fused layers, batch {batch}", round(rates[False][batch]))
+        suite.note(f"fused layers on / off, batch {batch}", round(rates[True][batch] / rates[False][batch], 2))
+
+
+def fused_rates(suite: Suite, on: bool) -> dict[int, float]:
+    """By batch, of a model of its own: what is once fused stays so."""
+    shape, rates = suite.shape, {}
+    model = make_model(shape, torch.bfloat16, suite.device)
+    for batch in shape.batches:
+        tokens = batch * (shape.context + shape.steps + 8)
+        with engine(model, fused_layers=on, kv_cache_tokens=tokens, max_running=batch) as (made, plugin):
+            made.generate(prompts(batch, shape.context, shape.vocab), greedy(shape.steps))
+            rates[batch] = decode_rate(plugin.steps, batch)[0]
+    if on:
+        count = sum(hasattr(layer.self_attn, "qkv_proj") for layer in model.model.model.layers)
+        suite.note("layers that are fused", f"{count}/{shape.layers}")
+    return rates
+
+
+def long_text(suite: Suite) -> dict[str, Any]:
+    """Of JSON that is a choice at nearly every token."""
+    return {
+        "type": "object",
+        "properties": {"text": {"type": "string", "minLength": 4 * suite.shape.steps}},
+        "required": ["text"],
+        "additionalProperties": False,
+    }
+
+
+def many_keys(suite: Suite) -> dict[str, Any]:
+    """Of JSON with much that is forced, in digits, which this vocabulary can spell in one way alone."""
+    keys = [f"{i:08}" for i in range(suite.shape.steps // 6)]
+    return {
+        "type": "object",
+        "properties": {key: {"type": "string", "minLength": 4, "maxLength": 40} for key in keys},
+        "required": keys,
+        "additionalProperties": False,
+    }
+
+
+def switched(
+    suite: Suite, option: str, batch: int, params: SamplingParams, constraint: Constraint | None = None
+) -> tuple[dict[bool, float], float]:
     """Tokens per second with an option of the engine off and on, and the share of answers that are the same."""
     shape = suite.shape
-    tokens = batch * (shape.context + shape.steps + 8)
+    tokens = batch * (shape.context + (params.max_tokens or shape.steps) + 8)
     asked = prompts(batch, shape.context, shape.vocab)
     rates, answers = {}, {}
     for on in (False, True):
         options: dict[str, Any] = {"kv_cache_tokens": tokens, "max_running": batch, option: on}
         with engine(suite.large, **options) as (made, plugin):
-            answers[on] = [result.token_ids for result in made.generate(asked, params)]
-            rates[on] = decode_rate(plugin.steps, batch)[0]
+            answers[on] = [result.token_ids for result in made.generate(asked, params, constraint=constraint)]
+            rates[on] = decode_rate(plugin.steps, batch)[0] if constraint is None else written_rate(plugin.steps)
             if on:
                 ahead = sum(record.ahead for _, record in plugin.steps)
-                suite.note(f"steps launched ahead, {option} on, batch {batch}", f"{ahead}/{len(plugin.steps)}")
+                kind = "" if constraint is None else " of JSON"
+                suite.note(f"steps{kind} launched ahead, {option} on, batch {batch}", f"{ahead}/{len(plugin.steps)}")
     same = sum(a == b for a, b in zip(answers[True], answers[False], strict=True))
     return rates, round(same / batch, 3)
 
@@ -567,12 +707,7 @@ def workloads(suite: Suite) -> None:
 def constrained(suite: Suite) -> None:
     """Decode of JSON against plain decode, at the same batch."""
     shape, batch = suite.shape, shape_batch(suite)
-    schema = {
-        "type": "object",
-        "properties": {"text": {"type": "string", "minLength": 4 * shape.steps}},
-        "required": ["text"],
-        "additionalProperties": False,
-    }
+    schema = long_text(suite)
     count = 4 * shape.steps + 64
     options = {"kv_cache_tokens": batch * (count + 80), "max_running": batch, "jump_forward": False}
     rates = {}
@@ -656,6 +791,7 @@ SECTIONS: tuple[Callable[[Suite], None], ...] = (
     environment,
     compiling,
     decode,
+    fp8,
     prefill,
     forwards,
     kernels,
@@ -665,6 +801,8 @@ SECTIONS: tuple[Callable[[Suite], None], ...] = (
     deterministic,
     graphs,
     overlap,
+    between,
+    fused,
     workloads,
     constrained,
     transformers_batching,
