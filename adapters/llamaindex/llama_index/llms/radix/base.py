@@ -305,6 +305,7 @@ class Radix(Shared, FunctionCallingLLM):
         )
         target = await self._targets.aof(output_cls)
         messages, parameters = self._asked_for(target, self._messages(prompt, prompt_args), llm_kwargs)
+        await asyncio.sleep(0)  # of many that begin at once, none keeps the loop from others for all of it
         result = structured.parse(output_cls, await self.achat(messages, **parameters))
         dispatcher.event(LLMStructuredPredictEndEvent(output=result))
         return result
