@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,9 @@ from tools.radix_tiny.words import Source
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 MAX_TOKENS = 2048
 
-TASKS: dict[Callable[[Source], Dialog], float] = {
+Mix = Mapping[Callable[[Source], Dialog], float]
+
+TASKS: Mix = {
     extraction.make: 0.25,
     extraction.make_list: 0.06,
     tools.make: 0.18,
@@ -35,11 +37,11 @@ TASKS: dict[Callable[[Source], Dialog], float] = {
 _ANSWERS = re.compile(r"<\|im_start\|>assistant\n(.*?<\|im_end\|>)", re.DOTALL)
 
 
-def draw(s: Source, *, copying: float = 0.0) -> Dialog:
+def draw(s: Source, *, copying: float = 0.0, tasks: Mix = TASKS) -> Dialog:
     """One conversation; `copying` is the share of bare copying, which only training has."""
     if s.chance(copying):
         return lookup.copy(s)
-    return s.rng.choices(list(TASKS), weights=list(TASKS.values()))[0](s)
+    return s.rng.choices(list(tasks), weights=list(tasks.values()))[0](s)
 
 
 def dialogs(seed: int | str, *, held_out: bool = False, new_wordings: bool | None = None) -> Iterator[Dialog]:

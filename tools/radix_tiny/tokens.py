@@ -14,13 +14,16 @@ from collections import Counter
 from itertools import pairwise
 from typing import Any
 
-from tools.radix_tiny.corpus import draw, render
+from tools.radix_tiny.corpus import TASKS, draw, render
 from tools.radix_tiny.words import Source
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MARKERS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<tools>", "</tools>")
 VOCABULARY = 2048
 TWINS = 750
+SHARES = (0.25, 0.03, 0.22, 0.11, 0.23, 0.06, 0.03, 0.06, 0.01)
+"""Of each task in what it is learned from: not those of training, which may change from one run to the next while a
+checkpoint keeps its tokenizer."""
 _SPACE = "Ġ"  # how byte-level BPE writes it
 _OPENING = r'":(?: ?[{\[]?"?)|{space}[{\[]"|'
 _PIECES = _OPENING + r"{space}[\p{L}\p{M}]+|{space}\p{N}|{space}[^\s\p{L}\p{M}\p{N}]|\n+ *| +|\s"
@@ -30,8 +33,8 @@ def train_tokenizer(seed: int = 0, conversations: int = 6000) -> Any:
     """A tokenizer of the `tokenizers` library with `VOCABULARY` tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    source = Source(f"tokenizer/{seed}")
-    texts = [_without_marks(render(draw(source, copying=0.05))) for _ in range(conversations)]
+    source, mix = Source(f"tokenizer/{seed}", inventive=False), dict(zip(TASKS, SHARES, strict=True))
+    texts = [_without_marks(render(draw(source, copying=0.05, tasks=mix))) for _ in range(conversations)]
     bare = Tokenizer(models.BPE())
     bare.pre_tokenizer = _pieces(space="")
     trainer = trainers.BpeTrainer(

@@ -164,11 +164,15 @@ class Source:
         seed: what everything drawn follows from.
         held_out: draw the names and invented words that training never shows.
         new_wordings: draw the wordings that training never shows; by default, as `held_out`.
+        inventive: names of goods have invented words, too.
     """
 
-    def __init__(self, seed: int | str, *, held_out: bool = False, new_wordings: bool | None = None) -> None:
+    def __init__(
+        self, seed: int | str, *, held_out: bool = False, new_wordings: bool | None = None, inventive: bool = True
+    ) -> None:
         self.rng = random.Random(f"{seed}/{held_out}")
         self.held_out = held_out
+        self.inventive = inventive
         self.new_wordings = held_out if new_wordings is None else new_wordings
 
     def chance(self, share: float) -> bool:
@@ -266,17 +270,16 @@ class Source:
 
     def product(self) -> str:
         draw = self.rng.random()
-        good = self._listed_or_not(GOODS)
         if draw < 0.35:
-            return f"{self._listed_or_not(ADJECTIVES)} {good}"
+            return f"{self._listed_or_not(ADJECTIVES)} {self._listed_or_not(GOODS)}"
         if draw < 0.6:
-            return f"{self.proper()} {good.capitalize()}"
+            return f"{self.proper()} {self._listed_or_not(GOODS).capitalize()}"
         series, number = self.any(("X", "Pro", "Mini", "Max", "One", "S")), self.any(("", "", "2", "3", "7", "10"))
         return f"{self.proper()} {series}{number}"
 
     def _listed_or_not(self, words: Sequence[str]) -> str:
         """One of a list, or an invented word in its place: a list is soon known by heart, and copying with it."""
-        return self.word_of(words) if self.chance(0.6) else self.invented(1, 2)
+        return self.word_of(words) if not self.inventive or self.chance(0.6) else self.invented(1, 2)
 
     def price(self) -> float | int:
         return self.number(2, 990) if self.chance(0.4) else self.number(100, 99999) / 100
