@@ -118,9 +118,9 @@ class Bench:
             if low <= position < high:
                 seen = sorted({*seen, *range(low, high)})
         heads = []
-        keys, values = (
-            narrowed(rows[sequence], layer.stored or layer.dtype).to(layer.dtype) for rows in (self.keys, self.values)
-        )
+        keys, values = self.keys[sequence], self.values[sequence]
+        if layer.stored is not None:
+            keys, values = (narrowed(rows, layer.stored).to(layer.dtype) for rows in (keys, values))
         for head in range(layer.heads):
             key_head = head // (layer.heads // layer.kv_heads)
             scores = keys[seen, key_head] @ self.queries[sequence][position, head] * layer.scaling

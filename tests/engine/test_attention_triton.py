@@ -210,7 +210,7 @@ def test_eight_bits_take_a_gpu_that_knows_them(monkeypatch: pytest.MonkeyPatch) 
 BITWISE = {"plain": PLAIN, "window_sinks": LAYERS["window_sinks"], "eight_bits": EIGHT_BITS["plain"]}
 
 
-@pytest.mark.usefixtures("short_splits")
+@pytest.mark.usefixtures("short_splits", "alike_for_every_row")
 @pytest.mark.parametrize("name", BITWISE)
 def test_a_result_depends_on_nothing_but_what_a_query_sees(name: str) -> None:
     """Cold and warm, alone and batched, decoded and prefilled, splits apart and together."""

@@ -23,6 +23,7 @@ import torch
 from radixbackend.errors import MissingDependencyError
 
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-tree-pre", "-fopenmp", "-shared", "-fPIC")
+# Partial redundancy elimination (tree-pre) takes registers that products with sixteen of them need for their sums.
 SOURCES = Path(__file__).parent
 TIMEOUT = 60.0
 """Seconds for a compilation."""
