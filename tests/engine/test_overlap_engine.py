@@ -30,6 +30,7 @@ from radixbackend.errors import IntegrityError
 from radixbackend.types import StepRecord
 from tests import zoo
 from tests.engine.sampling import BrokenMatcher, FakeMatcher
+from tests.engine.test_constrained import PERSON
 from tests.engine.test_cuda_graphs import FakeDevice, Recorder
 
 
@@ -108,22 +109,6 @@ def test_the_answers_are_the_same(tiny_checkpoint: Path) -> None:
     assert found[True] == found[False]
 
 
-PERSON = {
-    "type": "object",
-    "properties": {
-        "name": {"type": "string", "maxLength": 12},
-        "age": {"type": "integer", "minimum": 0, "maximum": 150},
-        "tags": {"type": "array", "items": {"enum": ["red", "green", "blue"]}, "maxItems": 3},
-        "address": {
-            "type": "object",
-            "properties": {"street": {"type": "string", "maxLength": 10}, "number": {"type": "integer"}},
-            "required": ["street", "number"],
-            "additionalProperties": False,
-        },
-    },
-    "required": ["name", "age", "tags", "address"],
-    "additionalProperties": False,
-}
 FREE_TEXT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
 
 
