@@ -20,6 +20,7 @@ from tokenizers import models
 from transformers import PreTrainedTokenizerFast
 
 from radixbackend.builtin_plugin import radix_rank_waiting
+from radixbackend.engine.draw import choose_draw
 from radixbackend.engine.plan import ExecutorTraits
 from radixbackend.engine.prefix_cache import PrefixCache
 from radixbackend.engine.request import Request
@@ -54,7 +55,7 @@ def measure(batch: int, vocab: int, steps: int, params: SamplingParams) -> dict[
         prompt = rng.integers(1, vocab, CONTEXT).astype(np.int32)
         request = Request(RequestId(i), prompt, params, CONTEXT + steps + 10, (i,), sink=lambda update: None)
         scheduler.add([request])
-    sampler = Sampler(vocab, (0,))
+    sampler = Sampler(vocab, (0,), choose_draw(torch.device("cpu")))
     values = torch.randn(batch, vocab) * 3
     values[:, 0] = -100.0
     parts: dict[str, list[float]] = {"schedule": [], "sample": [], "commit": [], "text": []}

@@ -16,6 +16,7 @@ import torch
 
 from radixbackend.config import DETERMINISTIC, FP8, EngineConfig
 from radixbackend.engine import kv_store
+from radixbackend.engine.draw import choose_draw
 from radixbackend.engine.embedder import Embedder
 from radixbackend.engine.executor import ModelExecutor
 from radixbackend.engine.fuse import fuse, join
@@ -102,7 +103,8 @@ def build(config: EngineConfig, plugins: Iterable[object] = ()) -> Parts:
             quantize(model, kernels)
             join(layers, kernels)
         images, refusal = _images(config, model, runner)
-        executor = ModelExecutor(runner, Sampler(model.vocab_size, model.end_tokens))
+        sampler = Sampler(model.vocab_size, model.end_tokens, choose_draw(model.device))
+        executor = ModelExecutor(runner, sampler)
         capacity, longest = pool_size(config, model, runner, executor), max_context(config, model)
         runner.allocate(capacity)
         if config.cuda_graphs:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import assume
 from hypothesis import strategies as st
 
+from radixbackend.engine.draw import Draw, NativeDraw, TorchDraw
 from radixbackend.engine.plan import Sampled, SampleSpec, SequenceId, SequencePlan, StepPlan
 from radixbackend.engine.runner import Logits, num_wanted
 from radixbackend.engine.sampler import Sampler
+from radixbackend.errors import MissingDependencyError
 from radixbackend.types import SamplingParams
 
 END = 0
@@ -87,12 +90,34 @@ def ask(
     return plan, logits.reshape(num_wanted(plan), -1)
 
 
+def drawings() -> dict[str, Draw]:
+    """What draws tokens here: the kernel only where there is a compiler."""
+    try:
+        return {"torch": TorchDraw(), "native": NativeDraw()}
+    except MissingDependencyError:
+        return {"torch": TorchDraw()}
+
+
+class Drawing:
+    """What `run` draws with: each in turn, see `each_drawing`."""
+
+    now: Draw = TorchDraw()
+
+
+@pytest.fixture(scope="module", params=sorted(drawings()), autouse=True)
+def each_drawing(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For a module that imports it: every test with each of them."""
+    Drawing.now = drawings()[request.param]
+    yield
+    Drawing.now = TorchDraw()
+
+
 def run(*shares: Share, ends: Sequence[int] = (END,)) -> tuple[Sampled, ...]:
     """One step of all of these."""
     rows = torch.cat([logits for _, logits in shares]).clone()
     offsets = np.cumsum([0, *(len(logits) for _, logits in shares)]).tolist()
     plan = StepPlan(0, tuple(share for share, _ in shares))
-    return Sampler(rows.shape[1], ends).sample(plan, Logits(rows, tuple(offsets))).sampled
+    return Sampler(rows.shape[1], ends, Drawing.now).sample(plan, Logits(rows, tuple(offsets))).sampled
 
 
 def draw(*args: Any, **options: Any) -> int:

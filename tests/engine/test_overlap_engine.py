@@ -17,14 +17,16 @@ import torch
 
 from radixbackend import Constraint, Engine, GenerationRequest, SamplingParams, errors, hookimpl
 from radixbackend.config import EngineConfig
+from radixbackend.engine import draw as drawing
 from radixbackend.engine import sampler
 from radixbackend.engine.attention.torch_native import TorchAttention
+from radixbackend.engine.draw import FEW
 from radixbackend.engine.executor import ModelExecutor
 from radixbackend.engine.model_loader import LoadedModel
 from radixbackend.engine.model_runner import ModelRunner
 from radixbackend.engine.plan import Sampled, SampleSpec, SequenceId, SequencePlan, StepPlan
 from radixbackend.engine.runner import Logits
-from radixbackend.engine.sampler import FEW, Drawn, Draws, Sampler
+from radixbackend.engine.sampler import Drawn, Draws, Sampler
 from radixbackend.engine.transfer import fill_in
 from radixbackend.errors import IntegrityError
 from radixbackend.types import StepRecord
@@ -481,7 +483,7 @@ def test_a_nucleus_wider_than_what_was_sorted_is_drawn_again_and_says_so(monkeyp
     on_the_device, again = launch(sampling)
     assert on_the_device == [s.tokens[0] for s in again]  # flat once, flat again: sorted in full at once
     assert not any(s.redrawn for s in again)
-    monkeypatch.setattr(sampler, "FEW", rows.shape[1])
+    monkeypatch.setattr(drawing, "FEW", rows.shape[1])
     alike = launch(Sampler(rows.shape[1], ()))[1]
     assert [s.tokens for s in found] == [s.tokens for s in again] == [s.tokens for s in alike]
 

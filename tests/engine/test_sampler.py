@@ -25,6 +25,7 @@ from tests.engine.sampling import (
     Share,
     ask,
     draw,
+    each_drawing,  # noqa: F401
     edited,
     edits,
     filters,

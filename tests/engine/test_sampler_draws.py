@@ -11,12 +11,13 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from radixbackend.engine.sampler import uniforms
+from radixbackend.engine.draw import uniforms
 from tests.engine.sampling import (
     VOCAB,
     FakeMatcher,
     ask,
     draw,
+    each_drawing,  # noqa: F401
     edited,
     edits,
     filters,
@@ -119,7 +120,7 @@ def test_tokens_of_little_weight_are_drawn_as_often_as_they_should():
 
 @pytest.mark.parametrize(("uniform", "expected"), [(0.0, 2), (1 - 2.0**-52, 5)])
 def test_the_ends_of_the_unit_interval_are_tokens_that_are_possible(monkeypatch, uniform, expected):
-    monkeypatch.setattr("radixbackend.engine.sampler.uniforms", lambda seeds, _: np.full(len(seeds), uniform))
+    monkeypatch.setattr("radixbackend.engine.draw.uniforms", lambda seeds, _: np.full(len(seeds), uniform))
     for row in ([0.0] * 8, [3.0, 0.0, 1.0, 2.0, -5.0, -20.0, 0.0, 0.0], np.linspace(0, -20, 8)):
         assert draw(row, matcher=FakeMatcher(lambda _: {2, 3, 5}, 8)) == expected
 

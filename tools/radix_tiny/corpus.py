@@ -22,14 +22,14 @@ MAX_TOKENS = 2048
 Mix = Mapping[Callable[[Source], Dialog], float]
 
 TASKS: Mix = {
-    extraction.make: 0.25,
-    extraction.make_list: 0.06,
-    tools.make: 0.18,
-    classification.make: 0.07,
-    lookup.make: 0.29,
-    facts.make: 0.04,
-    facts.chat: 0.03,
-    dspy_formats.make: 0.07,
+    extraction.make: 0.29,
+    extraction.make_list: 0.08,
+    tools.make: 0.16,
+    classification.make: 0.04,
+    lookup.make: 0.32,
+    facts.make: 0.02,
+    facts.chat: 0.02,
+    dspy_formats.make: 0.06,
     dspy_formats.react: 0.01,
 }
 """How large a share of the conversations each has."""

@@ -142,6 +142,10 @@ _TURKISH_CODAS = ["", "", "", "n", "r", "l", "k", "ğ", "ş", "z", "t", "m", "y"
 _ACCENTED = "áéíóúàèäëïöüñçøåãõâêîôûłśžčř"
 
 
+_ENDINGS = split("""
+s son sen man ton ley er ing ford well a o i ov ski oğlu
+""")
+
 _LISTED = frozenset((*FIRST_NAMES, *LAST_NAMES, *CITIES))
 
 
@@ -247,13 +251,20 @@ class Source:
 
     def person(self) -> str:
         first = self.word_of(FIRST_NAMES) if self.chance(0.4) else self.proper()
-        if self.chance(0.5):
-            return first
-        return f"{first} {self.word_of(LAST_NAMES) if self.chance(0.4) else self.proper()}"
+        return first if self.chance(0.5) else f"{first} {self.last_name()}"
+
+    def last_name(self) -> str:
+        """A listed one, that with an ending, or an invented one: a name may begin as a word does and go on."""
+        if not self.chance(0.4):
+            return self.proper()
+        name = self.word_of(LAST_NAMES)
+        return name + self.any(_ENDINGS) if self.inventive and self.chance(0.25) else name
 
     def turkish_person(self) -> str:
         first = self.word_of(FIRST_NAMES) if self.chance(0.35) else self.fresh(lambda: self._turkish(self.number(2, 3)))
-        return first if self.chance(0.7) else f"{first} {self.word_of(LAST_NAMES)}"
+        if self.chance(0.7):
+            return first
+        return f"{first} {self.last_name() if self.inventive else self.word_of(LAST_NAMES)}"
 
     def city(self) -> str:
         return self.word_of(CITIES) if self.chance(0.5) else self.proper()

@@ -130,7 +130,31 @@ static inline vec exp_of(vec x) {
 }
 
 /* The greater of each lane; what is not a number wins. */
+#ifdef OCTETS
+INLINE vec greater(vec a, vec b) {
+    Halved x = {a}, y = {b}, out;
+    for (int i = 0; i < 2; i++)
+        out.half[i] = _mm256_blendv_ps(_mm256_max_ps(x.half[i], y.half[i]), x.half[i],
+                                       _mm256_cmp_ps(x.half[i], x.half[i], _CMP_UNORD_Q));
+    return out.whole;
+}
+#else
 static inline vec greater(vec a, vec b) { return either(a, b, less(b, a) | ~same(a, a)); }
+#endif
+
+/* A bit for each lane, of what `less` and `same` give. */
+INLINE uint32_t bits_of(ints which) {
+#if defined(__AVX512F__)
+    return _mm512_cmplt_epi32_mask((__m512i)which, _mm512_setzero_si512());
+#elif defined(OCTETS)
+    Halved x = {.bits = which};
+    return (uint32_t)_mm256_movemask_ps(x.half[0]) | (uint32_t)_mm256_movemask_ps(x.half[1]) << 8;
+#else
+    uint32_t bits = 0;
+    for (int i = 0; i < LANES; i++) bits |= (uint32_t)(which[i] & 1) << i;
+    return bits;
+#endif
+}
 
 #ifdef __AVX512F__
 static inline vec plus(vec a, vec b) { return a + b; }
@@ -152,6 +176,16 @@ static inline float sum_of(vec x) {
 }
 #else
 /* Where a vec takes several registers, gcc moves lanes between them one by one. */
+#ifdef OCTETS
+INLINE float greatest_of(vec x) {
+    if (bits_of(same(x, x)) != (1 << LANES) - 1) return NAN;
+    Halved in = {x};
+    __m256 eight = _mm256_max_ps(in.half[0], in.half[1]);
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+}
+#else
 static inline float greatest_of(vec x) {
     float lane[LANES];
     put(lane, x);
@@ -162,6 +196,7 @@ static inline float greatest_of(vec x) {
     for (int i = 0; i < LANES; i++) all &= number[i];
     return all ? lane[0] : NAN;
 }
+#endif
 
 static inline float sum_of(vec x) {
     float lane[LANES];
