@@ -1,4 +1,4 @@
-"""From a step's logits, edited and masked, to one token of each row: temperature, filters, one draw.
+"""From a step's edited logits to one token of each row: masks, temperature, filters, one draw.
 
 Rules. A row's token depends on its own values, parameters, seed and output position alone, bit for bit. So filters are
 thresholds on a row's own values (ties stay in), weights are integers, whose sums are the same in any order, and the
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from radixbackend.engine.grammar.base import Mask
 from radixbackend.engine.native.build import load_kernels
 from radixbackend.engine.transfer import send
 from radixbackend.errors import MissingDependencyError
@@ -73,6 +74,10 @@ class Drawing(NamedTuple):
 
 
 class Draw(Protocol):
+    def mask(self, values: torch.Tensor, rows: Sequence[int], words: Mask) -> None:
+        """Make impossible in each of ``rows``, in place, the tokens whose bit is not set in its row of ``words``."""
+        ...
+
     def __call__(self, values: torch.Tensor, asks: Sequence[Ask], wide: Sequence[bool]) -> Drawing:
         """A token from each row of ``values``; those that are ``wide`` are sorted in full, where it matters."""
         ...
@@ -84,10 +89,19 @@ class NativeDraw:
     def __init__(self) -> None:
         self._draw = load_kernels("draw").radix_draw
         self._draw.argtypes = (c_void_p, c_int, c_int64, *[c_void_p] * 7)
+        self._mask = load_kernels("draw").radix_mask
+        self._mask.argtypes = (c_void_p, c_int64, c_void_p, c_void_p, c_int)
+        self._mask.restype = None
         self._torch = TorchDraw()
 
+    def mask(self, values: torch.Tensor, rows: Sequence[int], words: Mask) -> None:
+        if not _reads(values):
+            return self._torch.mask(values, rows, words)
+        where, words = np.array(rows, np.int64), np.ascontiguousarray(words)
+        self._mask(values.data_ptr(), values.shape[1], words.ctypes.data, where.ctypes.data, len(where))
+
     def __call__(self, values: torch.Tensor, asks: Sequence[Ask], wide: Sequence[bool]) -> Drawing:
-        if values.dtype != torch.float32 or not values.is_contiguous() or not any(ask.is_random for ask in asks):
+        if not _reads(values) or not any(ask.is_random for ask in asks):
             return self._torch(values, asks, wide)
         count, size = values.shape
         tokens, bests = torch.empty(count, dtype=torch.long), torch.empty(count)
@@ -106,6 +120,14 @@ class NativeDraw:
 
 class TorchDraw:
     """By torch's operators, NumPy's where those are faster on a CPU."""
+
+    def mask(self, values: torch.Tensor, rows: Sequence[int], words: Mask) -> None:
+        refused = _refused(words, values.shape[1], values.device)
+        if len(rows) == len(values):
+            values.masked_fill_(refused, -math.inf)
+        else:
+            where = index(rows, values)
+            values[where] = values[where].masked_fill_(refused, -math.inf)
 
     def __call__(self, values: torch.Tensor, asks: Sequence[Ask], wide: Sequence[bool]) -> Drawing:
         winners = _argmax(values)
@@ -145,6 +167,24 @@ def blocks(count: int, values: torch.Tensor) -> Iterator[slice]:
     """Cuts ``count`` rows as wide as ``values`` into blocks."""
     size = max(1, (BLOCK_CPU if values.device.type == "cpu" else BLOCK_GPU) // values.shape[1])
     return (slice(i, i + size) for i in range(0, count, size))
+
+
+def _reads(values: torch.Tensor) -> bool:
+    """Whether the kernels can."""
+    return values.dtype == torch.float32 and values.is_contiguous()
+
+
+def _refused(words: Mask, size: int, device: torch.device) -> torch.Tensor:
+    """Masks of which a set bit is a token *not* allowed, as bools ``[rows, size]``."""
+    if device.type == "cpu":
+        bits = np.unpackbits(~words.view(np.uint8), axis=1, count=size, bitorder="little")
+        return torch.from_numpy(bits).view(torch.bool)
+    return _unpack(send(~words, device, torch.int32), size)  # an eighth of the bytes to send
+
+
+def _unpack(words: torch.Tensor, size: int) -> torch.Tensor:
+    shifts = torch.arange(32, dtype=torch.int32, device=words.device)
+    return (words[:, :, None] >> shifts & 1).bool().flatten(1)[:, :size]
 
 
 def _argmax(values: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from radixbackend.engine.draw import Ask, Draw, TorchDraw, blocks, index, take
-from radixbackend.engine.grammar.base import Mask, Matcher
+from radixbackend.engine.grammar.base import Matcher
 from radixbackend.engine.plan import (
     IntArray,
     Sampled,
@@ -87,7 +87,7 @@ class Sampler:
         raw = values[index(asked, values)] if asked else None  # a copy: the model's own values
         if rows:
             self._edit(values, rows)
-            masks.apply(values)
+            masks.apply(values, self._draw)
         draws = Draws(plan, logits.offsets, rows, masks.faults, reports, asked, raw, self._draw, self._note)
         draws.launch(values, [row.sequence_id in self._flat for row in rows])
         return draws
@@ -291,18 +291,13 @@ class _Masks:
             log.warning("a grammar failed: %s: %s", type(fault).__name__, fault, exc_info=True)
             self.faults[first.at] = f"the grammar failed: {fault}"
 
-    def apply(self, values: torch.Tensor) -> None:
+    def apply(self, values: torch.Tensor, draw: Draw) -> None:
         """Make what is not allowed impossible, in place."""
         if not self._masked:
             return
         order = np.argsort(self._masked)
-        refused = _refused(self._words[order], self._vocab_size, values.device)
-        if len(order) == len(values):
-            values.masked_fill_(refused, -math.inf)
-        else:
-            at = {row.at: j for j, row in enumerate(self.usable)}
-            where = index([at[self._masked[k]] for k in order], values)
-            values[where] = values[where].masked_fill_(refused, -math.inf)
+        at = {row.at: j for j, row in enumerate(self.usable)}
+        draw.mask(values, [at[self._masked[k]] for k in order], self._words[order])
 
 
 class _Walk:
@@ -323,19 +318,6 @@ class _Walk:
     def __exit__(self, *_: object) -> None:
         if self._steps:
             self._matcher.rollback(self._steps)
-
-
-def _refused(words: Mask, size: int, device: torch.device) -> torch.Tensor:
-    """Masks of which a set bit is a token *not* allowed, as bools ``[rows, size]``."""
-    if device.type == "cpu":
-        bits = np.unpackbits(~words.view(np.uint8), axis=1, count=size, bitorder="little")
-        return torch.from_numpy(bits).view(torch.bool)
-    return _unpack(send(~words, device, torch.int32), size)  # an eighth of the bytes to send
-
-
-def _unpack(words: torch.Tensor, size: int) -> torch.Tensor:
-    shifts = torch.arange(32, dtype=torch.int32, device=words.device)
-    return (words[:, :, None] >> shifts & 1).bool().flatten(1)[:, :size]
 
 
 def _rows(sequence: SequencePlan, end: int) -> list[_Row]:

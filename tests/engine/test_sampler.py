@@ -14,13 +14,14 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from radixbackend.engine.draw import _unpack
 from radixbackend.engine.plan import Sampled, SampleSpec, SequenceId, SequencePlan
-from radixbackend.engine.sampler import _refused, _unpack
 from radixbackend.types import SamplingParams
 from tests.engine.sampling import (
     END,
     VOCAB,
     BrokenMatcher,
+    Drawing,
     FakeMatcher,
     Share,
     ask,
@@ -91,10 +92,17 @@ def test_only_allowed_tokens_are_drawn(data, size):
 
 
 @pytest.mark.parametrize("size", [1, 31, 32, 33, 95, 1000])
-def test_masks_unpack_alike_on_every_device(size):
-    words = np.random.default_rng(size).integers(-(2**31), 2**31, (3, -(-size // 32)), dtype=np.int64).astype(np.int32)
+def test_masks_hide_alike_on_every_device(size):
+    rng = np.random.default_rng(size)
+    words = rng.integers(-(2**31), 2**31, (3, -(-size // 32)), dtype=np.int64).astype(np.int32)
+    words[rng.random(words.shape) < 0.3] = 0
+    words[rng.random(words.shape) < 0.3] = -1
     naive = [[not word >> bit & 1 for word in row.tolist() for bit in range(32)][:size] for row in words]
-    assert _refused(words, size, torch.device("cpu")).tolist() == naive
+    for rows, where in ((4, [0, 2, 3]), (3, [0, 1, 2])):
+        values = torch.ones(rows, size)
+        Drawing.now.mask(values, where, words)
+        assert values[where].isinf().tolist() == naive
+        assert int(values.isinf().sum()) == sum(map(sum, naive))
     assert _unpack(torch.from_numpy(~words), size).tolist() == naive
 
 

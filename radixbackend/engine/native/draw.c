@@ -213,6 +213,25 @@ static int64_t draw(const Row *r, float floor, double share) {
     return r->size - 1;
 }
 
+/* What is not allowed is impossible from now on: of each of `rows` of `values` [., size], the ids whose bit is not set in
+ * its words [count, size / 32, rounded up]. */
+void radix_mask(float *values, int64_t size, const uint32_t *words, const int64_t *rows, int count) {
+    int64_t length = (size + 31) / 32;
+#pragma omp parallel for if (count > 1 && count * size > FEW)
+    for (int i = 0; i < count; i++) {
+        float *row = values + rows[i] * size;
+        for (int64_t w = 0; w < length; w++) {
+            uint32_t allowed = words[i * length + w];
+            if (allowed == UINT32_MAX) continue;
+            int here = size - 32 * w < 32 ? size - 32 * w : 32;
+            if (!allowed && here == 32)
+                for (int j = 0; j < 32; j += LANES) put(row + 32 * w + j, spread(-INFINITY));
+            else
+                for (int j = 0; j < here; j++) row[32 * w + j] = allowed >> j & 1 ? row[32 * w + j] : -INFINITY;
+        }
+    }
+}
+
 /* Rows are `values` [count, size]. Of each: a temperature, 0 taking the greatest; `top_k`, 0 for all; `top_p`, 1 for all;
  * `least`, the logarithm of min_p; and the share of all weight at which to draw. Gives ids, and the greatest values,
  * which are not finite where nothing can be drawn. Returns 0, or 1 where memory is wanting. */
