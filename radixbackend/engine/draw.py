@@ -14,7 +14,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from ctypes import c_int, c_int64, c_void_p
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -87,9 +87,9 @@ class NativeDraw:
     """Raises `MissingDependencyError` where the kernel cannot be built. No row is ever flat."""
 
     def __init__(self) -> None:
-        self._draw = load_kernels("draw").radix_draw
+        kernels = load_kernels("draw")
+        self._draw, self._mask = kernels.radix_draw, kernels.radix_mask
         self._draw.argtypes = (c_void_p, c_int, c_int64, *[c_void_p] * 7)
-        self._mask = load_kernels("draw").radix_mask
         self._mask.argtypes = (c_void_p, c_int64, c_void_p, c_void_p, c_int)
         self._mask.restype = None
         self._torch = TorchDraw()
@@ -101,21 +101,26 @@ class NativeDraw:
         self._mask(values.data_ptr(), values.shape[1], words.ctypes.data, where.ctypes.data, len(where))
 
     def __call__(self, values: torch.Tensor, asks: Sequence[Ask], wide: Sequence[bool]) -> Drawing:
-        if not _reads(values) or not any(ask.is_random for ask in asks):
+        if not _reads(values):
             return self._torch(values, asks, wide)
         count, size = values.shape
         tokens, bests = torch.empty(count, dtype=torch.long), torch.empty(count)
-        columns = (
-            np.array([ask.temperature for ask in asks], np.float32),
-            np.array([ask.params.top_k for ask in asks], np.int64),
-            np.array([ask.params.top_p for ask in asks], np.float64),
-            np.array([ask.floor for ask in asks], np.float32),
-            uniforms([ask.seed for ask in asks], [ask.position for ask in asks]),
-        )
-        pointers = [column.ctypes.data for column in columns]
+        columns = _columns(asks) if any(ask.is_random for ask in asks) else ()
+        pointers: list[int | None] = [column.ctypes.data for column in columns] or [None] * 5
         if self._draw(values.data_ptr(), count, size, *pointers, tokens.data_ptr(), bests.data_ptr()):
             raise MemoryError("no memory to draw tokens with")
         return Drawing(tokens, bests, torch.zeros(count, dtype=torch.bool))
+
+
+def _columns(asks: Sequence[Ask]) -> tuple[NDArray[Any], ...]:
+    """As the kernel reads them."""
+    return (
+        np.array([ask.temperature for ask in asks], np.float32),
+        np.array([ask.params.top_k for ask in asks], np.int64),
+        np.array([ask.params.top_p for ask in asks], np.float64),
+        np.array([ask.floor for ask in asks], np.float32),
+        uniforms([ask.seed for ask in asks], [ask.position for ask in asks]),
+    )
 
 
 class TorchDraw:

@@ -171,7 +171,7 @@ class Draws:
         at = {row.at: j for j, row in enumerate(self._rows)}
         last = [at.get(end - 1, 0) for end in self._offsets[1:]]
         tokens = winners if last == list(range(len(self._rows))) else winners[index(last, winners)]
-        self._fetch = Fetch(torch.stack([winners.float(), bests, flat.float()]))  # token ids are exact below 2^24
+        self._fetch = Fetch(winners, bests, flat)  # as floats token ids are exact below 2^24
         self.drawn = Drawn(tokens, self._fetch, last)
         if any(_has_nucleus(row) for row in self._rows):
             self._values, self._wide = values, wide
@@ -182,7 +182,7 @@ class Draws:
         self._values = self._raw = None
         return StepResult(tuple(self._sampled(i, s, drawn) for i, s in enumerate(self._plan.sequences)))
 
-    def _drawn(self, fetched: torch.Tensor) -> dict[int, _Drawn]:
+    def _drawn(self, fetched: Sequence[torch.Tensor]) -> dict[int, _Drawn]:
         """By logit row."""
         tokens, bests = [int(token) for token in fetched[0].tolist()], fetched[1].tolist()
         flat = [j for j, found in enumerate(fetched[2].tolist()) if found]

@@ -28,21 +28,24 @@ def send(values: NDArray[np.generic] | Sequence[float], device: torch.device, dt
 
 
 class Fetch:
-    """A tensor on its way to the host."""
+    """Tensors of one shape on their way to the host, in one copy: as float32, where they are not there anyway."""
 
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self._host, self._done = tensor, None
-        if tensor.device.type == "cuda":
-            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            self._host.copy_(tensor, non_blocking=True)
+    def __init__(self, *tensors: torch.Tensor) -> None:
+        self._tensors, self._done = tensors, None
+        device = tensors[0].device
+        if device.type == "cuda":
+            packed = torch.stack([tensor.float() for tensor in tensors])
+            host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
+            host.copy_(packed, non_blocking=True)
+            self._tensors = host.unbind()
             self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._done.record(torch.cuda.current_stream(tensor.device))
+            self._done.record(torch.cuda.current_stream(device))
 
-    def wait(self) -> torch.Tensor:
-        """The tensor on the host, once the device has got that far; what was launched later is not waited for."""
+    def wait(self) -> tuple[torch.Tensor, ...]:
+        """The tensors on the host, once the device has got that far; what was launched later is not waited for."""
         if self._done is not None:
             self._done.synchronize()
-        return self._host.cpu()
+        return tuple(tensor.cpu() for tensor in self._tensors)
 
 
 class Staging:

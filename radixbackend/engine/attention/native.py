@@ -25,9 +25,6 @@ from radixbackend.engine.plan import IntArray
 FEW_QUERIES = 4
 """Up to here a sequence's new tokens are rows of their own; beyond, widening the keys once for all of them pays."""
 
-RUN = 256
-"""Keys of one partial softmax, as in the kernel."""
-
 Kind = tuple[int | None, int | None, int]
 
 
@@ -78,12 +75,13 @@ class _Tensors(ctypes.Structure):
     )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class _Rows:
-    """The decode kernel's part of a step in one kind of layer."""
+    """The decode kernel's part of a step in one kind of layer; its memory is kept from step to step."""
 
-    batch: _Batch
-    arrays: tuple[Any, ...]  # what the batch points to
+    def __init__(self) -> None:
+        self.batch = _Batch()
+        self.room = np.empty(64, np.int64)  # what the batch points to, beside
+        self.slots: list[IntArray] | None = None  # of this step, once it is filled in
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,7 +109,10 @@ class NativeAttention:
     head_major = True
 
     def __init__(self) -> None:
-        self._decode = load_kernels("decode_attention").radix_decode
+        decode = load_kernels("decode_attention")
+        self._decode, self._fill = decode.radix_decode, decode.radix_rows
+        self._fill.argtypes = (*[c_void_p] * 5, *[c_int32] * 3, c_void_p, c_int64, c_void_p)
+        self._fill.restype = c_int64
         prefill = load_kernels("prefill_attention")
         self._prefill, self._serves = prefill.radix_prefill, prefill.radix_prefill_serves
         self._queries = prefill.radix_prefill_queries
@@ -138,18 +139,18 @@ class NativeAttention:
         self._layers = {layer.index: _layer(layer, store) for layer in layers}
         self._takes_prompts = all(self._serves(ctypes.byref(layer)) for layer in self._layers.values())
         self._partial = torch.empty(0)
+        self._rows.clear()
 
     def begin(self, batch: AttentionBatch) -> None:
         self._batch = batch
         self._split = _split(batch, prompts=self._takes_prompts)
-        self._rows.clear()
-        self._prompts.clear()
         if self._split.rest is not None:
             self._torch.begin(self._split.rest)
 
     def end(self) -> None:
         self._batch = self._split = None
-        self._rows.clear()
+        for rows in self._rows.values():
+            rows.slots = None
         self._prompts.clear()
         self._torch.end()
 
@@ -187,14 +188,26 @@ class NativeAttention:
     def _rows_of(self, layer: AttentionLayer, split: _Split) -> _Rows:
         assert self._batch is not None
         kind = (layer.window, layer.chunk, layer.group)
-        rows = self._rows.get(kind)
-        if rows is None:
-            rows = self._rows[kind] = _rows(self._batch, layer, split.few)
+        rows = self._rows.setdefault(kind, _Rows())
+        if rows.slots is None:
+            self._fill_in(rows, self._batch, layer, split.few)
         size = layer.heads * rows.batch.runs * (layer.value_dim + LANES)
         if self._partial.numel() < size:
             self._partial = torch.empty(size + size // 4)
         rows.batch.partial = self._partial.data_ptr()
         return rows
+
+    def _fill_in(self, rows: _Rows, batch: AttentionBatch, layer: AttentionLayer, sequences: list[int]) -> None:
+        slots = _slots(batch, sequences)
+        asked = (batch.starts, batch.contexts, batch.offsets, np.array(sequences, np.int32), _addresses(slots))
+        whose, seen = [x.ctypes.data for x in asked], (layer.window or 0, layer.chunk or 0)
+        while True:
+            room = rows.room
+            words = self._fill(*whose, len(sequences), *seen, room.ctypes.data, len(room), ctypes.byref(rows.batch))
+            if words <= len(room):
+                break
+            rows.room = np.empty(2 * words, np.int64)
+        rows.slots = slots
 
     def _prompts_of(self, layer: AttentionLayer, split: _Split) -> _Prompts:
         assert self._batch is not None
@@ -232,6 +245,8 @@ def _in_rows(tensor: torch.Tensor) -> torch.Tensor:
 
 def _split(batch: AttentionBatch, *, prompts: bool) -> _Split:
     queries = batch.contexts - batch.starts
+    if batch.blocks is None and queries.max() <= FEW_QUERIES:
+        return _Split(list(range(len(queries))), [], None, None)
     free = np.ones(len(queries), bool)
     if batch.blocks is not None:
         free = np.array([not blocks for blocks in batch.blocks])
@@ -255,32 +270,6 @@ def _split(batch: AttentionBatch, *, prompts: bool) -> _Split:
     in_order = rows[-1] - rows[0] == len(rows) - 1
     lie = slice(int(rows[0]), int(rows[-1]) + 1) if in_order else torch.from_numpy(rows.astype(np.int64))
     return _Split(*names, rest, lie)
-
-
-def _rows(batch: AttentionBatch, layer: AttentionLayer, sequences: list[int]) -> _Rows:
-    starts = batch.starts[sequences]
-    counts = batch.contexts[sequences] - starts
-    of, nth = _counted(counts)  # which sequence a row is of, and which of its new tokens
-    positions = starts[of] + nth
-    first = np.zeros(len(of), np.int32)
-    if layer.window is not None or layer.chunk is not None:
-        first = np.array([layer.first_key(int(position)) for position in positions], np.int32)
-    runs = -(-(positions + 1 - first) // RUN)
-    row, run = _counted(runs)
-    order = np.argsort(run, kind="stable")
-    slots = _slots(batch, sequences)
-    arrays = (
-        _addresses(slots)[of],
-        *_int32(
-            first,
-            positions + 1,
-            batch.offsets[sequences][of] + nth,
-            np.cumsum(runs) - runs,
-            row[order],
-            run[order],
-        ),
-    )
-    return _Rows(_Batch(len(of), len(row), *(x.ctypes.data for x in arrays), None), (*arrays, slots))
 
 
 def _prompts(batch: AttentionBatch, layer: AttentionLayer, sequences: list[int], most: int) -> _Prompts:

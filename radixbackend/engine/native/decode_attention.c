@@ -313,6 +313,57 @@ static void merge(const Layer *layer, const Batch *batch, const float *sinks, vo
     }
 }
 
+/* What rows there are of `count` sequences, `which` of those whose first new position is `starts`, whose length with all
+ * new tokens is `contexts` and whose packed tokens begin at `offsets`; `slots` [count] are addresses. A token sees
+ * `window` keys or those of its aligned `chunk`, or all if either is 0. The arrays of `batch` come to lie in `room`, of
+ * so many `words`; returns how many they take, and does nothing if those are more. */
+int64_t radix_rows(const int32_t *starts, const int32_t *contexts, const int32_t *offsets, const int32_t *which,
+                   const int64_t *slots, int count, int window, int chunk, int64_t *room, int64_t words, Batch *batch) {
+    int64_t rows = 0, runs = 0;
+    int most = 0;
+    for (int fill = 0; fill < 2; fill++) {
+        int32_t *first = (int32_t *)(room + rows), *length = first + rows, *packed = length + rows, *base = packed + rows;
+        if (fill) {
+            *batch = (Batch){.rows = rows, .runs = runs, .slots = room, .first = first, .length = length,
+                             .packed = packed, .base = base, .order_row = base + rows, .order_run = base + rows + runs};
+        }
+        int row = 0, run = 0;
+        for (int i = 0; i < count; i++) {
+            int at = which[i];
+            for (int position = starts[at]; position < contexts[at]; position++, row++) {
+                int from = chunk && !window ? position / chunk * chunk : 0;
+                if (window && position >= window) from = position - window + 1;
+                int taken = (position - from + RUN) / RUN;
+                if (fill) {
+                    room[row] = slots[i];
+                    first[row] = from;
+                    length[row] = position + 1;
+                    packed[row] = offsets[at] + position - starts[at];
+                    base[row] = run;
+                }
+                run += taken;
+                most = taken > most ? taken : most;
+            }
+        }
+        if (!fill) {
+            rows = row;
+            runs = run;
+            int64_t needed = rows + (4 * rows + 2 * runs + 1) / 2;
+            if (needed > words) return needed;
+            words = needed;
+        }
+    }
+    int32_t *order_row = (int32_t *)batch->order_row, *order_run = (int32_t *)batch->order_run;
+    int at = 0;
+    for (int run = 0; run < most; run++)
+        for (int row = 0; row < rows; row++)
+            if (run < (batch->length[row] - batch->first[row] + RUN - 1) / RUN) {
+                order_row[at] = row;
+                order_run[at++] = run;
+            }
+    return words;
+}
+
 /* Each row's new key and value go into its last slot, where the layer writes; then all rows attend. */
 void radix_decode(const Layer *layer, const Batch *batch, const Tensors *it) {
     int new = it->key.at != NULL;

@@ -232,17 +232,18 @@ void radix_mask(float *values, int64_t size, const uint32_t *words, const int64_
     }
 }
 
-/* Rows are `values` [count, size]. Of each: a temperature, 0 taking the greatest; `top_k`, 0 for all; `top_p`, 1 for all;
- * `least`, the logarithm of min_p; and the share of all weight at which to draw. Gives ids, and the greatest values,
- * which are not finite where nothing can be drawn. Returns 0, or 1 where memory is wanting. */
+/* Rows are `values` [count, size]. Of each: a temperature, 0 taking the greatest, as all do where none are given;
+ * `top_k`, 0 for all; `top_p`, 1 for all; `least`, the logarithm of min_p; and the share of all weight at which to draw.
+ * Gives ids, and the greatest values, which are not finite where nothing can be drawn. Returns 0, or 1 where memory is
+ * wanting. */
 int radix_draw(const float *values, int count, int64_t size, const float *temperature, const int64_t *top_k,
                const double *top_p, const float *least, const double *share, int64_t *ids, float *bests) {
     int64_t blocks = (size + BLOCK - 1) / BLOCK;
     int failed = 0;
 #pragma omp parallel for schedule(dynamic) reduction(| : failed) if (count > 1 && count * size > FEW)
     for (int i = 0; i < count; i++) {
-        int random = temperature[i] > 0, filtered = random && (top_k[i] || top_p[i] < 1);
-        Row r = {.row = values + i * size, .size = size, .blocks = blocks, .temperature = temperature[i]};
+        int random = temperature && temperature[i] > 0, filtered = random && (top_k[i] || top_p[i] < 1);
+        Row r = {.row = values + i * size, .size = size, .blocks = blocks, .temperature = random ? temperature[i] : 0};
         r.most = malloc(blocks * sizeof *r.most);
         r.weight = malloc(random ? blocks * sizeof *r.weight : 1);
         Candidate *room = malloc(filtered ? size * sizeof *room : 1);
