@@ -124,7 +124,7 @@ static uint32_t select_weight(Candidate *from, int64_t count, int64_t wanted) {
         int64_t sums[256] = {0};
         int found = -1, filled = 0;
         for (int64_t i = 0; i < count; i++) sums[from[i].below >> shift & 255] += from[i].weight;
-        for (int64_t i = 0; i < count; i++) { /* the fullest digit, where not even all weigh enough */
+        for (int64_t i = 0; i < count; i++) { /* the last one that there is, should not even all weigh enough */
             int digit = from[i].below >> shift & 255;
             filled = digit > filled ? digit : filled;
         }
@@ -161,9 +161,9 @@ static int64_t collect(const Row *r, float floor, int counted, Candidate *into) 
             uint32_t which = ~bits_of(less(s, spread(floor))) & real(r, b * BLOCK + i);
             if (!which) continue;
             float lane[LANES];
-            int32_t high[LANES], low[LANES];
+            ints high = {0}, low = {0};
             put(lane, s);
-            if (!counted) weigh(s, floor, (ints *)high, (ints *)low);
+            if (!counted) weigh(s, floor, &high, &low);
             for (; which; which &= which - 1) {
                 int j = __builtin_ctz(which);
                 into[count++] = (Candidate){below_of(lane[j]), counted ? 1 : whole(high[j], low[j])};
