@@ -1,12 +1,14 @@
 """One table: ours beside the others, in one run.
 
     benchmarks/peers/install.sh                      # once: a virtual environment for each
-    python -m benchmarks.peers.compare --all [--shape 60m|0.5b] [--repeat 3]
+    python -m benchmarks.peers.compare --all [--shape 60m|0.5b|tiny] [--repeat 3]
     python -m benchmarks.peers.compare --peers vllm openvino [--workloads W2 W3]
 
-Random bf16 weights of a known shape, the same token ids for everyone, greedy, end tokens ignored. Each engine runs in
-a process of its own, one after the other; of the repeats the median counts and the spread is shown. ``--all`` measures
-every engine that is installed; without it and without ``--peers`` it is ours and transformers, which are there already.
+Random bf16 weights of a known shape, the same token ids for everyone, greedy, end tokens ignored. ``tiny`` is the
+model that ships, for JSON: random weights write a field's name in tokens that no trained model takes. Each engine runs
+in a process of its own, one after the other; of the repeats the median counts and the spread is shown. ``--all``
+measures every engine that is installed; without it and without ``--peers`` it is ours and transformers, which are there
+already.
 ``same`` says how many answers are those of our engine, token for token (bf16 sums differ from kernel to kernel, and
 random weights make close calls common, so it need not be all). Each engine is used as its async users have it: vLLM
 runs in a process beside its caller's, the others in their caller's own. Everything is kept as JSON in
@@ -18,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -35,6 +38,7 @@ from benchmarks.peers.workloads import workloads
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / ".venv-peers"
+SHIPPED = ROOT / "radixbackend" / "models" / "radix_tiny"
 END = "<|im_end|>"
 OTHERS = ("transformers", "vllm", "openvino", "llamacpp")
 COLUMNS = ("workload", "engine", "tok/s", "spread", "TTFT p50 / p95 ms", "prefilled", "ideal", "same", "vs ours")
@@ -45,6 +49,10 @@ COLUMNS = ("workload", "engine", "tok/s", "spread", "TTFT p50 / p95 ms", "prefil
 
 def build(shape: str, tokenizer_file: Path | None, folder: Path) -> int:
     """Write a random checkpoint, once; returns how many token ids the workloads may draw from."""
+    if shape == "tiny":
+        shutil.rmtree(folder, ignore_errors=True)  # with what was made of another version
+        shutil.copytree(SHIPPED, folder)
+        return Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
     tokenizer = _tokenizer(tokenizer_file)
     if not (folder / "config.json").exists():
         import torch
@@ -213,7 +221,7 @@ def _without_answers(result: dict[str, Any]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=("60m", "0.5b"), default="60m")
+    parser.add_argument("--shape", choices=("60m", "0.5b", "tiny"), default="60m")
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--all", action="store_true", help="every engine that is installed")
     chosen.add_argument("--peers", nargs="*", choices=(OURS, *OTHERS), default=["transformers"], help="beside ours")

@@ -168,6 +168,28 @@ def test_masks_depend_on_tokens_and_budget_alone(backend: str, case: str, data: 
             assert allowed(erratic, V, budget - position) == masks[position]
 
 
+@every_backend
+def test_what_is_taken_back_and_comes_again_is_not_searched_again(backend: str) -> None:
+    """A step's drafts are accepted for their masks, taken back, and accepted once they are drawn."""
+    budget = 300
+    matcher = tiny_backend(backend).compile(Constraint.json_schema(NESTED)).matcher()
+    closer = matcher._steering._closer
+    output = encode(V, '{"kind": "the colour of the sky", "inner": {"list": [[1]], "text": "ab"}}')
+
+    def along(start: int) -> list[list[int]]:
+        masks = []
+        for at in range(start, len(output)):
+            masks.append(allowed(matcher, V, budget - at))
+            assert matcher.accept(output[at])
+        return masks
+
+    first, asked = along(0), closer.asked
+    assert asked > 0
+    matcher.rollback(len(output) - 20)
+    assert along(20) == first[20:]
+    assert closer.asked == asked
+
+
 def breadth_first(backend: str, constraint: Constraint, most: int) -> int:
     """Tokens of the shortest output, by trying all."""
     start = tiny_backend(backend).compile(constraint)._root

@@ -49,6 +49,9 @@ class Cursor(Protocol):
     def accept(self, token: int) -> bool:
         """Advance by one token that has text; False leaves the state as it was."""
 
+    def follow(self, tokens: Sequence[int]) -> int:
+        """Advance by these, which have text, until one is not accepted; how many were."""
+
     def rollback(self, count: int) -> None:
         """Take back the last ``count`` accepted tokens."""
 
@@ -117,11 +120,7 @@ class Closer:
 
 def closes(cursor: Cursor, path: Sequence[int]) -> bool:
     """Whether the grammar accepts this path and is complete after it."""
-    taken = 0
-    for token in path:
-        if not cursor.accept(token):
-            break
-        taken += 1
+    taken = cursor.follow(path)
     good = taken == len(path) and cursor.complete()
     cursor.rollback(taken)
     return good
@@ -176,11 +175,11 @@ class _Search:
 
     def _push(self, step: _Step) -> bool:
         """Take the step; False (and nothing taken) if the grammar does not."""
-        for taken, token in enumerate(step.tokens):
-            self.asked += 1
-            if not self._cursor.accept(token):
-                self._cursor.rollback(taken)
-                return False
+        taken = self._cursor.follow(step.tokens)
+        self.asked += min(taken + 1, len(step.tokens))
+        if taken < len(step.tokens):
+            self._cursor.rollback(taken)
+            return False
         self._steps.append(step)
         return True
 

@@ -129,11 +129,14 @@ class LLGuidanceCursor:
         row[:] = self._row[: len(row)]
 
     def accept(self, token: int) -> bool:
+        return self.follow((token,)) == 1
+
+    def follow(self, tokens: Sequence[int]) -> int:
         with _PANICS:
-            taken = self._matcher.try_consume_tokens([token])
-        if not taken:
+            taken = int(self._matcher.try_consume_tokens(list(tokens)))
+        if taken < len(tokens):
             self._ask()
-        return bool(taken)
+        return taken
 
     def rollback(self, count: int) -> None:
         if count:

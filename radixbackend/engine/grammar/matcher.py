@@ -6,6 +6,7 @@ root cursor is never advanced, only forked. A token outside the table, or withou
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -132,10 +133,8 @@ class CursorMatcher:
         if not text or limit < 1:
             return ()
         before = self._tokens.texts[self._accepted[-1]] if self._accepted else b""
-        proposed = self._speller.spell(before, text)[:limit]
-        good = 0
-        while good < len(proposed) and self._tokens_accept(proposed[good]):
-            good += 1
+        proposed = tuple(itertools.takewhile(self._has_text, self._speller.spell(before, text)[:limit]))
+        good = self._cursor.follow(proposed)
         self._cursor.rollback(good)
         return proposed[:good]
 
@@ -149,9 +148,8 @@ class CursorMatcher:
         self._cursor.fill(row)
         return not (row & self._tokens.text_mask).any()
 
-    def _tokens_accept(self, token: int) -> bool:
-        known = token < self._tokens.size and bool(self._tokens.texts[token])
-        return known and self._cursor.accept(token)
+    def _has_text(self, token: int) -> bool:
+        return token < self._tokens.size and bool(self._tokens.texts[token])
 
     def _forced_text(self) -> bytes:
         if self._forced is None:

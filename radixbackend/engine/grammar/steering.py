@@ -15,6 +15,7 @@ again after S / (GROWTH + 1) tokens, as one token lengthens the closing by GROWT
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,6 +30,15 @@ QUESTIONS = 1500  # to the grammar per mask; tokens that could only be checked b
 RETRY = 16  # tokens at least until a search that found nothing is repeated
 
 
+class _Certificate(NamedTuple):
+    """A closing path at a position, and what it was made of."""
+
+    position: int
+    path: Path | None
+    before: Path | None = None  # of the certificate before
+    taken: Path = ()  # the tokens between
+
+
 class Steering:
     """The certificates of one matcher. Holds no cursor: the caller passes it, and gets it back as it was."""
 
@@ -37,7 +47,8 @@ class Steering:
         self._tokens = tokens
         self._start = start
         self._budget = -1
-        self._known: list[tuple[int, Path | None]] = []  # (position, closing path there), ascending
+        self._known: list[_Certificate] = []  # ascending
+        self._later: list[_Certificate] = []  # taken back; good again where the same tokens come again
         self._checked: tuple[int, dict[int, Path | None]] = (-1, {})  # position, paths after each token looked at
 
     def fork(self) -> Steering:
@@ -49,8 +60,9 @@ class Steering:
 
     def forget(self, length: int) -> None:
         """The output was taken back to its first ``length`` tokens."""
-        while self._known and self._known[-1][0] > length:
-            self._known.pop()
+        if self._known and self._known[-1].position > length:
+            self._later = [known for known in self._known if known.position > length]
+            self._known = [known for known in self._known if known.position <= length]
         if self._checked[0] > length:
             self._checked = (-1, {})
 
@@ -59,15 +71,17 @@ class Steering:
         position = len(accepted)
         if position + remaining != self._budget:
             self._budget = position + remaining
-            self._known = [(0, self._start)]
+            self._known, self._later = [_Certificate(0, self._start)], []
             self._checked = (-1, {})
-        at, path = self._known[-1]
-        if at != position and self._due(at, path) > position:
+        self._recall(accepted)
+        last = self._known[-1]
+        if last.position != position and self._due(last) > position:
             return
         try:
             self._restrict(cursor.trial(), accepted, row, remaining)
         except GrammarCompileError:  # the library gave up on a search, not on the output
-            self._known = [known for known in self._known if known[0] < position] + [(position, None)]
+            self._known = [known for known in self._known if known.position < position]
+            self._known.append(_Certificate(position, None))
 
     def _restrict(self, cursor: Cursor, accepted: Sequence[int], row: Row, remaining: int) -> None:
         path = self._path(cursor, accepted)
@@ -88,19 +102,28 @@ class Steering:
     def _path(self, cursor: Cursor, accepted: Sequence[int]) -> Path | None:
         """The certificate at this position; None if none is known or none is due."""
         position = len(accepted)
-        at, path = self._known[-1]
-        while (due := self._due(at, path)) <= position:
-            back = position - due
-            cursor.rollback(back)
-            path = self._next(cursor, path, tuple(accepted[at:due]), due)
-            for token in accepted[due:]:
-                cursor.accept(token)
-            at = due
-            self._known.append((at, path))
-        return path if at == position else None
+        last = self._known[-1]
+        while (due := self._due(last)) <= position:
+            before, taken = last.path, tuple(accepted[last.position : due])
+            cursor.rollback(position - due)
+            last = _Certificate(due, self._next(cursor, before, taken, due), before, taken)
+            cursor.follow(accepted[due:])
+            self._known.append(last)
+        return last.path if last.position == position else None
 
-    def _due(self, position: int, path: Path | None) -> int:
+    def _recall(self, accepted: Sequence[int]) -> None:
+        """Certificates of this very output from before it was taken back: a step's drafts are accepted twice."""
+        for later in self._later:
+            last = self._known[-1]
+            if later.position > last.position:
+                taken = tuple(accepted[last.position : later.position])
+                if later.before is not last.path or later.taken != taken or later.position != self._due(last):
+                    return
+                self._known.append(later)
+
+    def _due(self, last: _Certificate) -> int:
         """Where to look again after this certificate."""
+        position, path = last.position, last.path
         remaining = self._budget - position
         if path is None or len(path) > remaining:
             return position + max(RETRY, remaining // 8)

@@ -7,6 +7,7 @@ crashes the library is refused before it. What the library compiles but does not
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -177,6 +178,9 @@ class XGrammarCursor:
 
     def accept(self, token: int) -> bool:
         return bool(self._matcher.accept_token(token))
+
+    def follow(self, tokens: Sequence[int]) -> int:
+        return sum(1 for _ in itertools.takewhile(self._matcher.accept_token, tokens))
 
     def rollback(self, count: int) -> None:
         if count:
