@@ -571,8 +571,12 @@ def _join(clauses: list[str]) -> str:
 def _turkish(s: Source) -> tuple[str, dict[str, Any]]:
     text = s.of(_TURKISH_TEXTS)
     job = s.any(list(JOBS_TR))
-    city = s.city() if s.inventive else s.word_of(CITIES)
-    values = {"name": s.turkish_person(), "age": s.number(3, 99), "job": job, "city": city}
+    values = {
+        "name": s.turkish_person(),
+        "age": s.number(3, 99),
+        "job": job,
+        "city": s.city() if s.inventive else s.word_of(CITIES),
+    }
     facts = {key: value for key, value in values.items() if f"{{{key}}}" in text or f"{{{key}+}}" in text}
     return text.replace("{job+}", JOBS_TR[job]).format(**values), facts
 
