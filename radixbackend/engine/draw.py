@@ -75,7 +75,10 @@ class Drawing(NamedTuple):
 
 class Draw(Protocol):
     def mask(self, values: torch.Tensor, rows: Sequence[int], words: Mask) -> None:
-        """Make impossible in each of ``rows``, in place, the tokens whose bit is not set in its row of ``words``."""
+        """Make impossible in each of ``rows``, in place, the tokens whose bit is not set in its row of ``words``.
+
+        ``rows`` ascend.
+        """
         ...
 
     def __call__(self, values: torch.Tensor, asks: Sequence[Ask], wide: Sequence[bool]) -> Drawing:

@@ -32,12 +32,14 @@ class Fetch:
 
     def __init__(self, *tensors: torch.Tensor) -> None:
         self._tensors, self._done = tensors, None
+        self._packed: torch.Tensor | None = None
         device = tensors[0].device
+        if device.type == "cpu":
+            return
+        self._packed = packed = torch.stack([tensor.float() for tensor in tensors])
         if device.type == "cuda":
-            packed = torch.stack([tensor.float() for tensor in tensors])
-            host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
-            host.copy_(packed, non_blocking=True)
-            self._tensors = host.unbind()
+            self._packed = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
+            self._packed.copy_(packed, non_blocking=True)
             self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._done.record(torch.cuda.current_stream(device))
 
@@ -45,7 +47,7 @@ class Fetch:
         """The tensors on the host, once the device has got that far; what was launched later is not waited for."""
         if self._done is not None:
             self._done.synchronize()
-        return tuple(tensor.cpu() for tensor in self._tensors)
+        return self._tensors if self._packed is None else self._packed.cpu().unbind()
 
 
 class Staging:

@@ -168,7 +168,7 @@ class Source:
         seed: what everything drawn follows from.
         held_out: draw the names and invented words that training never shows.
         new_wordings: draw the wordings that training never shows; by default, as `held_out`.
-        inventive: names of goods have invented words, too.
+        inventive: names of goods, and cities in Turkish text, may be invented, and last names go on.
     """
 
     def __init__(

@@ -2,7 +2,7 @@
 
 Rules. A step is split once. Sequences of a few new tokens are rows, one for each token, and what a row gets depends on
 its own keys alone, whatever the batch and the number of threads. Chunks are the other kernel's, where the processor and
-the layers suit it; torch has the rest. Which slots a token sees is decided here, the sums are made in
+the layers suit it; torch has the rest. Who takes which sequence is decided here; rows, tasks and sums are made in
 `native/decode_attention.c` and `native/prefill_attention.c`, whose structures are mirrored below.
 """
 
@@ -188,7 +188,9 @@ class NativeAttention:
     def _rows_of(self, layer: AttentionLayer, split: _Split) -> _Rows:
         assert self._batch is not None
         kind = (layer.window, layer.chunk, layer.group)
-        rows = self._rows.setdefault(kind, _Rows())
+        rows = self._rows.get(kind)
+        if rows is None:
+            rows = self._rows[kind] = _Rows()
         if rows.slots is None:
             self._fill_in(rows, self._batch, layer, split.few)
         size = layer.heads * rows.batch.runs * (layer.value_dim + LANES)
