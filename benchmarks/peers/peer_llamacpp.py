@@ -54,6 +54,7 @@ class LlamaCpp:
     """See `Steps`."""
 
     def __init__(self, file: Path) -> None:
+        _load_processors()
         llama_cpp.llama_backend_init()
         self._quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)  # must live as long as the model
         llama_cpp.llama_log_set(self._quiet, None)
@@ -192,6 +193,13 @@ def _allowed(grammar: Any, tokens: Sequence[int] | np.ndarray, logits: np.ndarra
     array = llama_cpp.llama_token_data_array(data=data, size=len(entries), selected=-1, sorted=False)
     llama_cpp.llama_sampler_apply(grammar, ctypes.byref(array))
     return np.isfinite(entries["logit"])
+
+
+def _load_processors() -> None:
+    """A library that was built for many processors loads the part for this one, where it is asked to."""
+    folder = Path(llama_cpp.__file__).parent / "lib"
+    if any(folder.glob("libggml-cpu-*")):
+        ctypes.CDLL(str(folder / "libggml.so")).ggml_backend_load_all_from_path(str(folder).encode())
 
 
 class Peer(Stepped):

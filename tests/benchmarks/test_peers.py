@@ -187,6 +187,7 @@ class FakeLlama:
             "memory_seq_cp": self.copy,
         }
         made = ModuleType("llama_cpp")
+        made.__file__ = "nowhere/__init__.py"
         for name, function in functions.items():
             setattr(made, f"llama_{name}", function)
         return made

@@ -50,12 +50,12 @@ def test_logits_are_the_same_bits(name: str, kernels: LinearKernels | None) -> N
 
 @needs_op
 def test_a_deep_model_is_packed_though_its_roundings_add_up(kernels: LinearKernels | None) -> None:
-    """Sums of more than a thousand inputs are made in another order than oneDNN's."""
+    """Sums of more than a thousand inputs may be made in another order than oneDNN's."""
     model = zoo.build("llama", intermediate_size=4096, num_hidden_layers=16).bfloat16()
     before = logits(model, 40).float()
     assert prepack(LoadedModel.of(model), kernels) == 16 * 7 + 1
     error = (logits(model, 40).float() - before).norm() / before.norm()
-    assert error == 0 if kernels is None else 0 < error < 0.1
+    assert error == 0 if kernels is None else error < 0.1
 
 
 @needs_op

@@ -18,10 +18,16 @@ typedef struct {
     int32_t type;
 } Block;
 
+#if defined(__AMX_TILE__) && defined(PAIRS)
+#define READY has_tiles()
+#else
+#define READY 1
+#endif
+
 /* Which inputs there are products for. */
 int radix_serves_pairs(void) {
 #ifdef PAIRS
-    return 1;
+    return READY;
 #else
     return 0;
 #endif
@@ -29,7 +35,7 @@ int radix_serves_pairs(void) {
 
 int radix_serves_integers(void) {
 #ifdef FOURS
-    return 1;
+    return READY;
 #else
     return 0;
 #endif

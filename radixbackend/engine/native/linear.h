@@ -2,7 +2,7 @@
  *
  * A weight lies in panels of COLUMNS outputs, in each of them word after word of inputs. A tile of rows and a panel stay
  * in registers while the inputs go by in order, so an output is the same sum whatever the batch and the threads. How is
- * for linear_512.h or linear_256.h to say, each for its registers. */
+ * for linear_amx.h, linear_512.h or linear_256.h to say, each for its registers. */
 
 #pragma once
 
@@ -44,10 +44,10 @@ INLINE void finish(const Linear *linear, const Rows *it, int row, int column, in
     put_as(it->out, at, value, it->type);
 }
 
-#ifndef __AMX_TILE__ /* a processor with whole tiles is better served by oneDNN */
-#if defined(__AVX512BF16__) || defined(__AVX512VNNI__)
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+#include "linear_amx.h"
+#elif defined(__AVX512BF16__) || defined(__AVX512VNNI__)
 #include "linear_512.h"
 #elif defined(__AVX2__) && defined(__FMA__)
 #include "linear_256.h"
-#endif
 #endif
