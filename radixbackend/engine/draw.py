@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from radixbackend.engine.grammar.base import Mask
-from radixbackend.engine.native.build import load_kernels
+from radixbackend.engine.native.build import TYPES, load_kernels
 from radixbackend.engine.transfer import send
 from radixbackend.errors import MissingDependencyError
 from radixbackend.types import SamplingParams
@@ -74,6 +74,10 @@ class Drawing(NamedTuple):
 
 
 class Draw(Protocol):
+    def reads(self, values: torch.Tensor) -> bool:
+        """Whether it draws from these as they are, at once; of others it wants a copy in float32 that stays."""
+        ...
+
     def mask(self, values: torch.Tensor, rows: Sequence[int], words: Mask) -> None:
         """Make impossible in each of ``rows``, in place, the tokens whose bit is not set in its row of ``words``.
 
@@ -92,25 +96,29 @@ class NativeDraw:
     def __init__(self) -> None:
         kernels = load_kernels("draw")
         self._draw, self._mask = kernels.radix_draw, kernels.radix_mask
-        self._draw.argtypes = (c_void_p, c_int, c_int64, *[c_void_p] * 7)
+        self._draw.argtypes = (c_void_p, c_int, c_int, c_int64, *[c_void_p] * 7)
         self._mask.argtypes = (c_void_p, c_int64, c_void_p, c_void_p, c_int)
         self._mask.restype = None
         self._torch = TorchDraw()
 
+    def reads(self, values: torch.Tensor) -> bool:
+        return values.dtype in TYPES and values.is_contiguous()
+
     def mask(self, values: torch.Tensor, rows: Sequence[int], words: Mask) -> None:
-        if not _reads(values):
+        if values.dtype != torch.float32 or not values.is_contiguous():
             return self._torch.mask(values, rows, words)
         where, words = np.array(rows, np.int64), np.ascontiguousarray(words)
         self._mask(values.data_ptr(), values.shape[1], words.ctypes.data, where.ctypes.data, len(where))
 
     def __call__(self, values: torch.Tensor, asks: Sequence[Ask], wide: Sequence[bool]) -> Drawing:
-        if not _reads(values):
+        if not self.reads(values):
             return self._torch(values, asks, wide)
         count, size = values.shape
         tokens, bests = torch.empty(count, dtype=torch.long), torch.empty(count)
         columns = _columns(asks) if any(ask.is_random for ask in asks) else ()
         pointers: list[int | None] = [column.ctypes.data for column in columns] or [None] * 5
-        if self._draw(values.data_ptr(), count, size, *pointers, tokens.data_ptr(), bests.data_ptr()):
+        found = tokens.data_ptr(), bests.data_ptr()
+        if self._draw(values.data_ptr(), TYPES[values.dtype], count, size, *pointers, *found):
             raise MemoryError("no memory to draw tokens with")
         return Drawing(tokens, bests, torch.zeros(count, dtype=torch.bool))
 
@@ -128,6 +136,9 @@ def _columns(asks: Sequence[Ask]) -> tuple[NDArray[Any], ...]:
 
 class TorchDraw:
     """By torch's operators, NumPy's where those are faster on a CPU."""
+
+    def reads(self, values: torch.Tensor) -> bool:
+        return False
 
     def mask(self, values: torch.Tensor, rows: Sequence[int], words: Mask) -> None:
         refused = _refused(words, values.shape[1], values.device)
@@ -175,11 +186,6 @@ def blocks(count: int, values: torch.Tensor) -> Iterator[slice]:
     """Cuts ``count`` rows as wide as ``values`` into blocks."""
     size = max(1, (BLOCK_CPU if values.device.type == "cpu" else BLOCK_GPU) // values.shape[1])
     return (slice(i, i + size) for i in range(0, count, size))
-
-
-def _reads(values: torch.Tensor) -> bool:
-    """Whether the kernels can."""
-    return values.dtype == torch.float32 and values.is_contiguous()
 
 
 def _refused(words: Mask, size: int, device: torch.device) -> torch.Tensor:

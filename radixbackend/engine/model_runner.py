@@ -134,11 +134,10 @@ class ModelRunner:
         if self._store is None:
             raise IntegrityError("the runner has no slots: allocate() comes first")
         wanted, offsets = wanted_rows(plan)
-        logits = None if self._graphs is None else self._graphs.run(plan, drawn)
-        if logits is None:
-            logits = self._compute(plan, wanted, drawn)
-        # A copy made here is an ordinary tensor, which the sampler may write to; one from inference mode is not.
-        return Logits(logits.to(torch.float32, copy=True), offsets)
+        replayed = None if self._graphs is None else self._graphs.run(plan, drawn)
+        # A graph's own rows are the next replay's, too.
+        rows = self._compute(plan, wanted, drawn) if replayed is None else replayed.clone()
+        return Logits(rows, offsets)
 
     def _plain(self, plan: StepPlan, drawn: torch.Tensor | None) -> torch.Tensor:
         """What a graph is compared with."""

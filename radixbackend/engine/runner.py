@@ -21,7 +21,7 @@ class Logits:
     """The rows that were asked for, in the order of the plan.
 
     Attributes:
-        rows: float32 ``[L, vocab]`` on the model's device; the caller may write to it.
+        rows: ``[L, vocab]`` on the model's device, in the model's type; not to be written to.
         offsets: rows of ``plan.sequences[i]`` are ``rows[offsets[i]:offsets[i + 1]]``: with ``prompt_logprobs`` one
             per token of its chunk, else the last ``1 + len(drafts)`` where it samples, else none.
     """

@@ -69,7 +69,7 @@ class Sampler:
         self._flat: frozenset[SequenceId] = frozenset()  # at the last draw known, so sorted in full at the next
 
     def launch(self, plan: StepPlan, logits: Logits, before: Drawn | None = None) -> Draws:
-        """Draw for every sequence that samples; overwrites ``logits.rows``.
+        """Draw for every sequence that samples.
 
         ``before`` is what the step before drew; grammars wait for it, and ``prompt_logprobs`` for this step. Masks are
         filled before the logits are touched, so on an accelerator that happens while the forward runs.
@@ -77,15 +77,16 @@ class Sampler:
         rows = [row for i, s in enumerate(plan.sequences) for row in _rows(s, logits.offsets[i + 1])]
         masks = _Masks(rows, self._vocab_size, before)
         reports = {
-            i: _prompt_logprobs(sequence, logits.of(i))
+            i: _prompt_logprobs(sequence, logits.of(i).float())
             for i, sequence in enumerate(plan.sequences)
             if sequence.prompt_logprobs is not None
         }
         rows = masks.usable
         values = take(logits.rows, [row.at for row in rows])
         asked = [j for j, row in enumerate(rows) if row.spec.params.logprobs is not None]
-        raw = values[index(asked, values)] if asked else None  # a copy: the model's own values
-        if rows:
+        raw = values[index(asked, values)].float() if asked else None  # a copy: the model's own values
+        if masks.any or any(map(self._is_edited, rows)) or not self._draw.reads(values):
+            values = values.to(torch.float32, copy=True)
             self._edit(values, rows)
             masks.apply(values, self._draw)
         draws = Draws(plan, logits.offsets, rows, masks.faults, reports, asked, raw, self._draw, self._note)
@@ -98,6 +99,11 @@ class Sampler:
 
     def _note(self, flat: frozenset[SequenceId]) -> None:
         self._flat = flat
+
+    def _is_edited(self, row: _Row) -> bool:
+        p = row.spec.params
+        penalized = p.repetition_penalty != 1.0 or p.frequency_penalty or p.presence_penalty
+        return bool(p.logit_bias or penalized or row.position < p.min_tokens)
 
     def _edit(self, values: torch.Tensor, rows: Sequence[_Row]) -> None:
         """Bias, penalties and the suppression of early ends, in place, for the rows that ask for them."""
@@ -290,6 +296,10 @@ class _Masks:
         except Exception as fault:
             log.warning("a grammar failed: %s: %s", type(fault).__name__, fault, exc_info=True)
             self.faults[first.at] = f"the grammar failed: {fault}"
+
+    @property
+    def any(self) -> bool:
+        return bool(self._masked)
 
     def apply(self, values: torch.Tensor, draw: Draw) -> None:
         """Make what is not allowed impossible, in place."""

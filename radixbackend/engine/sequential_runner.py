@@ -76,7 +76,7 @@ class SequentialRunner:
             for sequence in plan.sequences:
                 rows.append(self._advance(sequence))
                 offsets.append(offsets[-1] + len(rows[-1]))
-        return Logits(torch.cat(rows).to(torch.float32, copy=True), tuple(offsets))
+        return Logits(torch.cat(rows), tuple(offsets))
 
     def forget(self, sequence_id: SequenceId) -> None:
         self._states.pop(sequence_id, None)

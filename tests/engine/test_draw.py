@@ -59,6 +59,19 @@ def test_the_kernel_draws_what_the_operators_draw(size: int) -> None:
 
 
 @needs_kernel
+@pytest.mark.parametrize("size", [1, 100, 129, 4096])
+def test_rows_of_bfloat16_are_read_as_they_are(size: int) -> None:
+    rng = np.random.default_rng(size)
+    for _ in range(12):
+        asks, rows = _asks(rng, 8, size), _rows(rng, 8, size).bfloat16()
+        draws = NativeDraw()
+        assert draws.reads(rows)
+        given, due = (draws(values, asks, [False] * 8) for values in (rows, rows.float()))
+        assert given.tokens.equal(due.tokens)
+        assert given.bests.equal(due.bests)
+
+
+@needs_kernel
 def test_the_kernel_leaves_the_row_as_it_was() -> None:
     rng = np.random.default_rng(0)
     asks, rows = _asks(rng, 20, 1000), _rows(rng, 20, 1000)

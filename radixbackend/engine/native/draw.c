@@ -19,16 +19,34 @@
 #define FEW (1 << 14)       /* values below which one thread is faster than two */
 
 typedef struct {
-    const float *row;
+    const void *row;
     int64_t size, blocks;
+    int32_t type;
     float *most;     /* [blocks] greatest values */
     int64_t *weight; /* [blocks] as `total_weight` left them */
     float best, temperature;
     float tail[BLOCK]; /* the last block, filled up with what is impossible */
 } Row;
 
-static const float *block_at(const Row *r, int64_t b) {
-    return b + 1 < r->blocks || r->size % BLOCK == 0 ? r->row + b * BLOCK : r->tail;
+/* BLOCK values of a type. */
+typedef struct {
+    const void *at;
+    int32_t type;
+} Block;
+
+INLINE Block block_at(const Row *r, int64_t b) {
+    if (b + 1 == r->blocks && r->size % BLOCK) return (Block){r->tail, FLOAT32};
+    return (Block){(const char *)r->row + b * BLOCK * (r->type == FLOAT32 ? 4 : 2), r->type};
+}
+
+INLINE vec values_at(Block block, int i) { return widened(block.at, i, block.type); }
+
+static float value_at(const Row *r, int64_t id) {
+    if (r->type == FLOAT32) return ((const float *)r->row)[id];
+    uint32_t bits = (uint32_t)((const uint16_t *)r->row)[id] << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
 }
 
 /* Logarithms of weights, of which the greatest is 0. */
@@ -38,12 +56,12 @@ static float scaled_one(const Row *r, float x) { return (x - r->best) / r->tempe
 
 static void read_row(Row *r) {
     int64_t rest = r->size % BLOCK;
-    for (int i = 0; i < BLOCK; i++) r->tail[i] = i < rest ? r->row[r->size - rest + i] : -INFINITY;
+    for (int i = 0; i < BLOCK; i++) r->tail[i] = i < rest ? value_at(r, r->size - rest + i) : -INFINITY;
     r->best = -INFINITY;
     for (int64_t b = 0; b < r->blocks; b++) {
-        const float *x = block_at(r, b);
-        vec top = load(x);
-        for (int i = LANES; i < BLOCK; i += LANES) top = greater(load(x + i), top);
+        Block x = block_at(r, b);
+        vec top = values_at(x, 0);
+        for (int i = LANES; i < BLOCK; i += LANES) top = greater(values_at(x, i), top);
         r->most[b] = greatest_of(top);
         if (!(r->most[b] <= r->best)) r->best = isnan(r->best) ? r->best : r->most[b];
     }
@@ -54,9 +72,10 @@ static int64_t first_best(const Row *r) {
     int broken = isnan(r->best);
     for (int64_t b = 0; b < r->blocks; b++) {
         if (broken ? !isnan(r->most[b]) : r->most[b] != r->best) continue;
-        const float *x = block_at(r, b);
-        for (int i = 0; i < BLOCK; i++)
-            if (broken ? isnan(x[i]) : x[i] == r->best) return b * BLOCK + i;
+        for (int64_t id = b * BLOCK; id < r->size; id++) {
+            float x = value_at(r, id);
+            if (broken ? isnan(x) : x == r->best) return id;
+        }
     }
     return 0;
 }
@@ -77,11 +96,11 @@ static int weighs(const Row *r, int64_t b, float floor) {
 
 static int64_t block_weight(const Row *r, int64_t b, float floor) {
     if (!weighs(r, b, floor)) return 0;
-    const float *x = block_at(r, b);
+    Block x = block_at(r, b);
     ints high = {0}, low = {0};
     for (int i = 0; i < BLOCK; i += LANES) {
         ints more, rest;
-        weigh(scaled(r, load(x + i)), floor, &more, &rest);
+        weigh(scaled(r, values_at(x, i)), floor, &more, &rest);
         high += more;
         low += rest;
     }
@@ -155,9 +174,9 @@ static int64_t collect(const Row *r, float floor, int counted, Candidate *into) 
     int64_t count = 0;
     for (int64_t b = 0; b < r->blocks; b++) {
         if (!(scaled_one(r, r->most[b]) >= floor)) continue;
-        const float *x = block_at(r, b);
+        Block x = block_at(r, b);
         for (int i = 0; i < BLOCK; i += LANES) {
-            vec s = scaled(r, load(x + i));
+            vec s = scaled(r, values_at(x, i));
             uint32_t which = ~bits_of(less(s, spread(floor))) & real(r, b * BLOCK + i);
             if (!which) continue;
             float lane[LANES];
@@ -200,10 +219,10 @@ static int64_t draw(const Row *r, float floor, double share) {
             target -= r->weight[b];
             continue;
         }
-        const float *x = block_at(r, b);
+        Block x = block_at(r, b);
         for (int i = 0; i < BLOCK; i += LANES) {
             ints high, low;
-            weigh(scaled(r, load(x + i)), floor, &high, &low);
+            weigh(scaled(r, values_at(x, i)), floor, &high, &low);
             for (int j = 0; j < LANES; j++) {
                 target -= whole(high[j], low[j]);
                 if (target < 0) return b * BLOCK + i + j;
@@ -232,18 +251,19 @@ void radix_mask(float *values, int64_t size, const uint32_t *words, const int64_
     }
 }
 
-/* Rows are `values` [count, size]. Of each: a temperature, 0 taking the greatest, as all do where none are given;
+/* Rows are `values` [count, size] of a type. Of each: a temperature, 0 taking the greatest, as all do where none are given;
  * `top_k`, 0 for all; `top_p`, 1 for all; `least`, the logarithm of min_p; and the share of all weight at which to draw.
  * Gives ids, and the greatest values, which are not finite where nothing can be drawn. Returns 0, or 1 where memory is
  * wanting. */
-int radix_draw(const float *values, int count, int64_t size, const float *temperature, const int64_t *top_k,
+int radix_draw(const void *values, int type, int count, int64_t size, const float *temperature, const int64_t *top_k,
                const double *top_p, const float *least, const double *share, int64_t *ids, float *bests) {
     int64_t blocks = (size + BLOCK - 1) / BLOCK;
     int failed = 0;
 #pragma omp parallel for schedule(dynamic) reduction(| : failed) if (count > 1 && count * size > FEW)
     for (int i = 0; i < count; i++) {
         int random = temperature && temperature[i] > 0, filtered = random && (top_k[i] || top_p[i] < 1);
-        Row r = {.row = values + i * size, .size = size, .blocks = blocks, .temperature = random ? temperature[i] : 0};
+        Row r = {.size = size, .blocks = blocks, .type = type, .temperature = random ? temperature[i] : 0};
+        r.row = (const char *)values + i * size * (type == FLOAT32 ? 4 : 2);
         r.most = malloc(blocks * sizeof *r.most);
         r.weight = malloc(random ? blocks * sizeof *r.weight : 1);
         Candidate *room = malloc(filtered ? size * sizeof *room : 1);
