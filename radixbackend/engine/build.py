@@ -16,6 +16,7 @@ import torch
 
 from radixbackend.config import DETERMINISTIC, FP8, EngineConfig
 from radixbackend.engine import kv_store
+from radixbackend.engine.contention import watch_contention
 from radixbackend.engine.draw import choose_draw
 from radixbackend.engine.embedder import Embedder
 from radixbackend.engine.executor import ModelExecutor
@@ -104,7 +105,10 @@ def build(config: EngineConfig, plugins: Iterable[object] = ()) -> Parts:
             join(layers, kernels)
         images, refusal = _images(config, model, runner)
         sampler = Sampler(model.vocab_size, model.end_tokens, choose_draw(model.device))
-        executor = ModelExecutor(runner, sampler)
+        contention = watch_contention(model.device, torch.get_num_threads())
+        if contention is not None:
+            resources.callback(contention.close)
+        executor = ModelExecutor(runner, sampler, contention)
         capacity, longest = pool_size(config, model, runner, executor), max_context(config, model)
         runner.allocate(capacity)
         if config.cuda_graphs:
