@@ -94,6 +94,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "engine.self_check",
     ),
     "engine.grammar": ("token_bytes",),
+    "engine.contention": ("engine.native",),
     "engine.draw": ("engine.grammar.base", "engine.native", "engine.transfer"),
     "engine.sampler": ("engine.draw", "engine.grammar.base", "engine.plan", "engine.runner", "engine.transfer"),
     "engine.embedder": ("engine.model_loader", "engine.probe"),

@@ -4,34 +4,21 @@
 
 #pragma once
 
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
+#include "tiles.h"
 
 #define PAIRS 1
 #define FOURS 1
 #define COLUMNS LANES /* so a tile of a panel lies in one piece */
 #define OPERANDS 1    /* a word of a row is multiplied as it is */
-#define TILE 16       /* rows, or words, of a tile */
 #define SUMS (TILE * LANES)
 #define DEEP 64 /* words that all strips of rows go by before the next ones: they stay in the first cache */
 #define STRIP (2 * TILE)
 #define MOST_STRIPS ((BLOCK + STRIP - 1) / STRIP)
 
-/* The kernel gives a process tiles when it asks for them. */
-static int has_tiles(void) { return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XTILEDATA */) == 0; }
-
 /* Rows of the two tiles that are multiplied together, of which the second may have none, and words of both. */
 typedef struct {
     int above, below, words;
 } Shape;
-
-/* As the processor reads it. */
-typedef struct {
-    uint8_t palette, start, unused[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-} Tiles;
 
 /* Tiles 0 to 3 are sums and 4 is rows. With `below`, 2 and 3 are the sums of these rows, which are 6. All others are
  * parts of the weight. */
@@ -44,7 +31,7 @@ INLINE void shape(Shape *now, int above, int below, int words) {
         tiles.rows[t] = t < 4 || rows ? (lower ? below : above) : words;
         tiles.row_bytes[t] = rows ? 4 * words : 4 * LANES;
     }
-    __asm__ volatile("ldtilecfg %0" : : "m"(tiles));
+    set_tiles(&tiles);
 }
 
 #define ADD_PRODUCT(sum, rows, part)             \
@@ -157,7 +144,7 @@ INLINE void strips(Shape *now, const Linear *linear, const Rows *it, int row, in
 static void multiply(const Linear *linear, const Rows *it) {
     int groups = (linear->outputs + FULL - 1) / FULL, blocks = (it->count + BLOCK - 1) / BLOCK;
     Shape now = {0};
-    __asm__ volatile("" : : : "memory"); /* gcc's tiles do not say what they read */
+    SETTLED;
 #pragma omp for schedule(static)
     for (int t = 0; t < groups * blocks; t++) {
         int block = t / groups, column = t % groups * FULL;

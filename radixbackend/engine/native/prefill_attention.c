@@ -4,21 +4,30 @@
  * in blocks, scores are summed in float32, weights are kept against the greatest score so far for the product with the
  * values (flash attention, arXiv 2205.14135).
  *
- * Two kinds of processors are served. Those that multiply pairs of bfloat16 (vdpbf16ps) take layers of that type; weights
- * are rounded to it. Those that only multiply and add floats (FMA on AVX2) widen what comes in. One with whole tiles
- * (AMX) is better served by oneDNN through torch.
+ * Two kinds of processors are served. Those that multiply pairs of bfloat16 (by vdpbf16ps, or by tiles where there is AMX)
+ * take layers of that type; weights are rounded to it. Those that only multiply and add floats (FMA on AVX2) widen what
+ * comes in.
  */
 
 #include "attention.h"
 
-#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+#ifdef __AVX512BF16__
 #define PAIRS 1
+#ifdef __AMX_BF16__
+#include "tiles.h"
+#define TILES 1
+#endif
 #elif defined(OCTETS)
 #define FLOATS 1
 #endif
 
-#define TALL 6   /* rows of a product that stays in registers */
-#define ROWS 132 /* of a task, at most: query heads times queries */
+#ifdef TILES
+#define TALL TILE /* rows of a product that stays in registers */
+#define ROWS 128  /* of a task, at most: query heads times queries */
+#else
+#define TALL 6
+#define ROWS 132
+#endif
 #define KEYS 64  /* of a block */
 #ifdef PAIRS
 typedef uint32_t operand; /* two inputs */
@@ -28,6 +37,9 @@ typedef uint32_t operand; /* two inputs */
 typedef float operand;
 #define EACH 1
 #define COLUMNS LANES
+#endif
+#ifndef SETTLED
+#define SETTLED
 #endif
 #define LOG2E 1.44269504088896341f
 #define DIM 256 /* greatest size of a head */
@@ -43,7 +55,9 @@ typedef struct {
 } Chunks;
 
 int radix_prefill_serves(const Layer *layer) {
-#ifdef PAIRS
+#ifdef TILES
+    int type = layer->type == BFLOAT16 && has_tiles();
+#elif defined(PAIRS)
     int type = layer->type == BFLOAT16;
 #elif defined(FLOATS)
     int type = 1;
@@ -74,6 +88,37 @@ typedef struct {
 
 /* c [TALL, COLUMNS] (rows `stride` apart) = or += a [TALL, inputs] (rows `a_stride` apart) times b [inputs, COLUMNS] (rows
  * `b_stride` apart). */
+#ifdef TILES
+INLINE void multiply(float *c, int stride, const operand *a, int a_stride, const operand *b, int b_stride, int inputs,
+                     int add) {
+    if (add) {
+        _tile_loadd(0, c, 4 * stride);
+        _tile_loadd(1, c + LANES, 4 * stride);
+        _tile_loadd(2, c + 2 * LANES, 4 * stride);
+        _tile_loadd(3, c + 3 * LANES, 4 * stride);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (int p = 0; p < inputs; p += TILE, a += TILE, b += TILE * b_stride) {
+        _tile_loadd(4, a, 4 * a_stride);
+        _tile_loadd(5, b, 4 * b_stride);
+        _tile_dpbf16ps(0, 4, 5);
+        _tile_loadd(6, b + LANES, 4 * b_stride);
+        _tile_dpbf16ps(1, 4, 6);
+        _tile_loadd(7, b + 2 * LANES, 4 * b_stride);
+        _tile_dpbf16ps(2, 4, 7);
+        _tile_loadd(5, b + 3 * LANES, 4 * b_stride);
+        _tile_dpbf16ps(3, 4, 5);
+    }
+    _tile_stored(0, c, 4 * stride);
+    _tile_stored(1, c + LANES, 4 * stride);
+    _tile_stored(2, c + 2 * LANES, 4 * stride);
+    _tile_stored(3, c + 3 * LANES, 4 * stride);
+}
+#else
 INLINE void multiply(float *c, int stride, const operand *a, int a_stride, const operand *b, int b_stride, int inputs,
                      int add) {
     __m512 sum[TALL][WIDE];
@@ -91,6 +136,7 @@ INLINE void multiply(float *c, int stride, const operand *a, int a_stride, const
     for (int i = 0; i < TALL; i++)
         for (int j = 0; j < WIDE; j++) _mm512_storeu_ps(c + i * stride + j * LANES, sum[i][j]);
 }
+#endif
 
 /* Sixteen words of sixteen rows each, to sixteen rows of what was a column. */
 INLINE void transpose(const uint32_t *const from[LANES], uint32_t *to, int stride) {
@@ -328,6 +374,20 @@ static void weigh(Work *work, int row, int rows, const Seen seen[LANES], int dim
     put(work->total + row, load(work->total + row) * share + sum_across(lanes));
 }
 
+#ifdef TILES
+static void begin_tiles(void) {
+    Tiles whole = {.palette = 1};
+    for (int t = 0; t < 8; t++) whole.rows[t] = TILE, whole.row_bytes[t] = 4 * LANES;
+    set_tiles(&whole);
+}
+
+static void end_tiles(void) { _tile_release(); }
+#else
+static void begin_tiles(void) {}
+
+static void end_tiles(void) {}
+#endif
+
 static int first_key(const Chunks *chunks, int position) {
     if (chunks->window) return position < chunks->window ? 0 : position - chunks->window + 1;
     return chunks->chunk ? position / chunks->chunk * chunks->chunk : 0;
@@ -358,6 +418,7 @@ static void attend(const Layer *layer, const Chunks *chunks, const Packed *query
     for (int key = first; key < position + queries; key += KEYS) {
         int count = position + queries - key < KEYS ? position + queries - key : KEYS;
         gather_keys(work, layer, head, slots + key, count);
+        SETTLED;
         for (int j = 0; j < KEYS; j += COLUMNS)
             for (int r = 0; r < whole; r += TALL)
                 multiply(work->score + r * KEYS + j, KEYS, work->query + r * inputs, inputs, work->key + j, KEYS, inputs, 0);
@@ -371,6 +432,7 @@ static void attend(const Layer *layer, const Chunks *chunks, const Packed *query
         }
         memset(work->weight + rows * KEYS / EACH, 0, (size_t)(whole - rows) * KEYS / EACH * sizeof *work->weight);
         gather_values(work, layer, head, slots + key, count);
+        SETTLED;
         for (int d = 0; d < dim; d += COLUMNS)
             for (int r = 0; r < whole; r += TALL)
                 multiply(work->sum + r * dim + d, dim, work->weight + r * KEYS / EACH, KEYS / EACH, work->value + d, dim,
@@ -410,9 +472,11 @@ void radix_prefill(const Layer *layer, const Chunks *chunks, const Tensors *it) 
 #pragma omp parallel if (all > 1)
     {
         Work work;
+        begin_tiles();
 #pragma omp for schedule(dynamic, 1)
         for (int t = 0; t < all; t++)
             attend(layer, chunks, &it->query, it->sinks, it->out, t / chunks->tasks, t % chunks->tasks, &work);
+        end_tiles();
     }
 #else
     (void)layer, (void)chunks, (void)it;
