@@ -80,26 +80,14 @@ INLINE void add(Shape *now, const uint32_t *x, const uint32_t *w, int words, int
                 int integers, Ahead *ahead, int32_t *sums) {
     int below = count > TILE ? count - TILE : 0;
     shape(now, count - below, below, step);
-    if (from) {
-        _tile_loadd(0, sums, 4 * LANES);
-        _tile_loadd(1, sums + SUMS, 4 * LANES);
-        _tile_loadd(2, sums + 2 * SUMS, 4 * LANES);
-        _tile_loadd(3, sums + 3 * SUMS, 4 * LANES);
-    } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-    }
+    if (from) load_sums(sums, 4 * SUMS, 4 * LANES);
+    else zero_sums();
     for (int k = from; k < to; k += step) {
         fetch(ahead);
         if (below) add_square(x + k, w + k * LANES, (int64_t)words * LANES, 4 * words, integers);
         else add_four(x + k, w + k * LANES, (int64_t)words * LANES, 4 * words, integers);
     }
-    _tile_stored(0, sums, 4 * LANES);
-    _tile_stored(1, sums + SUMS, 4 * LANES);
-    _tile_stored(2, sums + 2 * SUMS, 4 * LANES);
-    _tile_stored(3, sums + 3 * SUMS, 4 * LANES);
+    store_sums(sums, 4 * SUMS, 4 * LANES);
 }
 
 INLINE int least(int a, int b) { return a < b ? a : b; }

@@ -91,17 +91,8 @@ typedef struct {
 #ifdef TILES
 INLINE void multiply(float *c, int stride, const operand *a, int a_stride, const operand *b, int b_stride, int inputs,
                      int add) {
-    if (add) {
-        _tile_loadd(0, c, 4 * stride);
-        _tile_loadd(1, c + LANES, 4 * stride);
-        _tile_loadd(2, c + 2 * LANES, 4 * stride);
-        _tile_loadd(3, c + 3 * LANES, 4 * stride);
-    } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-    }
+    if (add) load_sums(c, 4 * LANES, 4 * stride);
+    else zero_sums();
     for (int p = 0; p < inputs; p += TILE, a += TILE, b += TILE * b_stride) {
         _tile_loadd(4, a, 4 * a_stride);
         _tile_loadd(5, b, 4 * b_stride);
@@ -113,10 +104,7 @@ INLINE void multiply(float *c, int stride, const operand *a, int a_stride, const
         _tile_loadd(5, b + 3 * LANES, 4 * b_stride);
         _tile_dpbf16ps(3, 4, 5);
     }
-    _tile_stored(0, c, 4 * stride);
-    _tile_stored(1, c + LANES, 4 * stride);
-    _tile_stored(2, c + 2 * LANES, 4 * stride);
-    _tile_stored(3, c + 3 * LANES, 4 * stride);
+    store_sums(c, 4 * LANES, 4 * stride);
 }
 #else
 INLINE void multiply(float *c, int stride, const operand *a, int a_stride, const operand *b, int b_stride, int inputs,
