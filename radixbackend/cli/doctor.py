@@ -264,6 +264,7 @@ def _engine(plugins: Plugins) -> tuple[dict[str, str], list[Problem]]:
         "device": name,
         "torch": f"{torch.__version__}, built for {f'CUDA {torch.version.cuda}' if torch.version.cuda else 'the CPU'}",
         "attention": _try(lambda: plugins.make_attention(config.attention, kind).name),
+        "linears": "torch" if gpu else _try(_linears),
         "grammar": f"{config.grammar}, and llguidance for what it does not cover",
         "threads": f"{threads} for the forward on a CPU (OMP_NUM_THREADS is {variable})",
         "KV pool": f"at most {free * share / GIB:.1f} GiB: {share:g} of what is free once the model is loaded",
@@ -271,6 +272,16 @@ def _engine(plugins: Plugins) -> tuple[dict[str, str], list[Problem]]:
     }
     problems = (*_gpu_problems(gpu, torch.version.cuda), *_cpu_problems(threads, free, gpu))
     return uses, [*problems, *_kernel_problems(plugins, gpu)]
+
+
+def _linears() -> str:
+    """What computes bfloat16 linear layers on a CPU."""
+    import torch
+
+    from radixbackend.engine.linear import load_linear_kernels
+
+    kernels = load_linear_kernels(torch.device("cpu"))
+    return f"native, by {kernels.means}" if kernels is not None and kernels.pairs else "torch"
 
 
 def _gpu_problems(usable: bool, built_for: str | None) -> Iterator[Problem]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from ctypes import c_int, c_int32, c_void_p
+from ctypes import c_char_p, c_int, c_int32, c_void_p
 from typing import Any
 
 import torch
@@ -48,13 +48,23 @@ class LinearStruct(ctypes.Structure):
 
 
 class LinearKernels:
-    """Raises `MissingDependencyError` where they cannot be built."""
+    """Raises `MissingDependencyError` where they cannot be built.
+
+    Attributes:
+        pairs: whether they serve bfloat16.
+        integers: whether they serve 8-bit integers.
+        means: the instructions they use, as people call them.
+    """
+
+    means = ""
 
     def __init__(self) -> None:
         self.library = load_kernels("layer")
         self.pairs, self.integers = (bool(self.library[f"radix_serves_{name}"]()) for name in ("pairs", "integers"))
         if self.pairs or self.integers:
             self.panel = int(self.library.radix_panel())
+            self.library.radix_means.restype = c_char_p
+            self.means = self.library.radix_means().decode()
             self.product = self.library.radix_linear
             self.product.argtypes = (c_void_p, c_void_p, c_int, c_int, c_void_p)
             self._pack = self.library.radix_pack

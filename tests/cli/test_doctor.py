@@ -48,6 +48,7 @@ def test_this_machine_is_usable(radix: Any) -> None:
         assert f"  {name} " in out
     assert metadata.version("torch") in out
     assert re.search(r"  attention +(native|torch) *\n", out)
+    assert re.search(r"  linears +(native, by (AMX|AVX-512|AVX2)|torch) *\n", out)
 
 
 def test_json(radix: Any) -> None:
@@ -203,7 +204,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("radixbackend.engine.native.build.shutil.which", lambda name: None)
     assert "CPU kernels need gcc" in problems()
-    assert found().uses["attention"] == "torch"
+    assert found().uses["attention"] == found().uses["linears"] == "torch"
 
 
 def test_gpu_without_flashinfer(monkeypatch: pytest.MonkeyPatch, gpu: None, without: Any) -> None:

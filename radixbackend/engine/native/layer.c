@@ -46,6 +46,9 @@ int radix_serves_integers(void) {
 /* Outputs of a panel. */
 int radix_panel(void) { return COLUMNS; }
 
+/* The instructions that products are made by. */
+const char *radix_means(void) { return MEANS; }
+
 /* What the rows of a product become before it. */
 typedef struct {
     uint32_t *operands; /* [count, words, OPERANDS], where a word is taken apart */

@@ -8,6 +8,7 @@
 
 #include <immintrin.h>
 
+#define MEANS "AVX2"
 #define PAIRS 1
 #define FOURS 1
 #define COLUMNS LANES

@@ -3,6 +3,7 @@
 
 #pragma once
 
+#define MEANS "AVX-512"
 #ifdef __AVX512BF16__
 #define PAIRS 1
 #endif

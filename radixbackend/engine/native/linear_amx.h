@@ -6,6 +6,7 @@
 
 #include "tiles.h"
 
+#define MEANS "AMX"
 #define PAIRS 1
 #define FOURS 1
 #define COLUMNS LANES /* so a tile of a panel lies in one piece */
