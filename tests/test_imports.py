@@ -68,7 +68,15 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine.triton_elementwise": (),
     "engine.linear": ("engine.native", "engine.rounding"),
     "engine.halves": ("engine.elementwise", "engine.linear", "engine.native"),
-    "engine.fuse": ("engine.elementwise", "engine.halves", "engine.linear", "engine.model_loader", "engine.probe"),
+    "engine.stack": ("engine.attention.base", "engine.halves", "engine.linear"),
+    "engine.fuse": (
+        "engine.elementwise",
+        "engine.halves",
+        "engine.linear",
+        "engine.model_loader",
+        "engine.probe",
+        "engine.stack",
+    ),
     "engine.prepack": ("engine.linear", "engine.model_loader", "engine.probe"),
     "engine.rounding": ("engine.native",),
     "engine.quantize": ("config", "engine.linear", "engine.rounding", "engine.model_loader"),
@@ -148,6 +156,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "openai_api": ("", "backend", "cache_view", "chat", "token_bytes"),
     "openai": ("backend", "chat.sdk", "openai_api"),
     "cli": ("", "backend", "cache_view", "chat", "config", "metrics", "openai_api", "plugins", "tokenizer"),
+    "cli.doctor": ("cli", "config", "engine.linear", "plugins"),  # it says what would be used here
 }
 """Module or package → what it may import at run time; a package stands for all of its files, "" for public names."""
 

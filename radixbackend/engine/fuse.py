@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from radixbackend.engine.halves import Angles, Halves
 from radixbackend.engine.linear import LinearKernels
 from radixbackend.engine.model_loader import LoadedModel
 from radixbackend.engine.probe import probe_tokens, register_attention, text_part, unregister_attention
+from radixbackend.engine.stack import Stack
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +56,14 @@ def fuse(loaded: LoadedModel) -> list[FusedLayer]:
         return []
     ops = choose_ops(loaded.device)
     fused: list[FusedLayer] = []
+    chained = False
     with torch.no_grad(), _recording(text, layers) as notes:
         try:
             _probe(loaded)
         except _MISFITS as fault:  # whether such a model can be served is for others to find out
             log.info("no layers are fused: %s", fault)
             return []
+        chained = _is_chain([notes.runs.get(layer, []) for layer in layers])
         for layer in layers:  # one after the other: a twin's weights are copies until the layer's own are given up
             runs = notes.runs.pop(layer, [])
             if layer.self_attn in notes.masked:
@@ -71,6 +75,9 @@ def fuse(loaded: LoadedModel) -> list[FusedLayer]:
                 twin.take_over()
                 fused.append(twin)
     log.info("%d of %d decoder layers are fused", len(fused), len(layers))
+    if chained and len(fused) == len(layers):
+        for index, twin in enumerate(fused):
+            twin.index = index
     if fused:
         with torch.no_grad():
             _replace_norms(text, layers, ops, TOLERANCE[loaded.dtype])
@@ -91,13 +98,34 @@ def _replace_norms(text: nn.Module, layers: Sequence[Any], ops: TorchOps, tolera
 
 
 def join(layers: Sequence[FusedLayer], kernels: LinearKernels | None) -> int:
-    """Let each layer's halves be one call where they can and give the same bits; return how many layers do so."""
+    """Let each layer's halves be one call where they can and give the same bits; return how many layers do so.
+
+    Where all layers do and are a chain, they become a `Stack`.
+    """
     if kernels is None:
         return 0
     with torch.no_grad():
         joined = sum(layer.join(kernels) for layer in layers)
     log.info("%d of %d fused layers are two calls around attention", joined, len(layers))
+    halves = [layer.halves for layer in layers if layer.halves is not None and layer.index is not None]
+    if halves and len(halves) == len(layers):
+        stack = Stack(kernels, halves, [layer.attention for layer in layers])
+        for layer in layers:
+            layer.stack = stack
     return joined
+
+
+def _is_chain(runs: Sequence[Sequence[_Run]]) -> bool:
+    """Whether each layer was given what the one before made, untouched, and all of them the same angles."""
+    if not all(len(its) == len(runs[0]) for its in runs):
+        return False
+    for forward in zip(*runs, strict=True):
+        angles = forward[0].keywords.get("position_embeddings")
+        if angles is None or any(run.keywords.get("position_embeddings") is not angles for run in forward):
+            return False
+        if any(not run.arguments or run.arguments[0] is not before.output for before, run in pairwise(forward)):
+            return False
+    return True
 
 
 def _probe(loaded: LoadedModel) -> None:
@@ -211,6 +239,8 @@ class FusedLayer:
             self.gate_up, self.down, self.activation = _merged(mlp.gate_proj, mlp.up_proj), mlp.down_proj, mlp.act_fn
             self.silu = is_silu(mlp.act_fn)
         self.halves: Halves | None = None
+        self.index: int | None = None  # in a chain of all layers, if they are one
+        self.stack: Stack | None = None
 
     @staticmethod
     def fits(module: Any) -> bool:
@@ -254,6 +284,10 @@ class FusedLayer:
         cache = past_key_values if cache is None else cache
         rows = hidden_states.shape[:-1]
         attend: Any = self.functions.get(self.attention.config._attn_implementation, self.eager)
+        if self.stack is not None and self.index is not None and cache is None:
+            through = self.stack.forward(self.index, hidden_states, position_embeddings, attend)
+            if through is not None:
+                return through
         before, after, packed = self._before, self._after, None
         if self.halves is not None and self.halves.take(hidden_states, position_embeddings):
             before, after, packed = self.halves.before, self.halves.after, getattr(attend, "packed", None)

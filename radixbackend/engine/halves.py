@@ -50,6 +50,9 @@ class Halves:
         head_norm: of query and key heads, with a weight ``[turned, head_dim]``, if there is one.
         turned: query and key heads, which are rotated.
         head_dim: of all heads.
+
+    Attributes:
+        address: of the layer's ``Block``, which lives as long as this.
     """
 
     def __init__(
@@ -85,7 +88,7 @@ class Halves:
             head_dim=head_dim,
             type=TYPES[self.dtype],
         )
-        self._address = ctypes.addressof(self._block)
+        self.address = ctypes.addressof(self._block)
 
     @staticmethod
     def fit(products: tuple[Any, ...], weights: tuple[torch.Tensor, ...], head_dim: int) -> bool:
@@ -117,7 +120,7 @@ class Halves:
         mixed = hidden.new_empty(*rows, self._heads, self.head_dim)
         cos, sin = angles
         count = rows.numel()
-        done = self._before(self._address, hidden.data_ptr(), cos.data_ptr(), sin.data_ptr(), count, mixed.data_ptr())
+        done = self._before(self.address, hidden.data_ptr(), cos.data_ptr(), sin.data_ptr(), count, mixed.data_ptr())
         _check(done, count)
         return mixed[..., : self._turned, :], mixed[..., self._turned :, :]
 
@@ -126,7 +129,7 @@ class Halves:
         out = torch.empty_like(hidden)
         count = hidden.shape[:-1].numel()
         attended = attended.contiguous()
-        done = self._after(self._address, hidden.data_ptr(), attended.data_ptr(), count, out.data_ptr())
+        done = self._after(self.address, hidden.data_ptr(), attended.data_ptr(), count, out.data_ptr())
         _check(done, count)
         return out
 

@@ -9,7 +9,7 @@ other one launches its kernels as it goes. No queues, no sampling, no decision a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, cast
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from radixbackend.engine.attention.base import AttentionBackend, AttentionBatch, Capturable, refusal
+from radixbackend.engine.attention.base import AttentionBackend, AttentionBatch, Capturable, Places, refusal
 from radixbackend.engine.cuda_graphs import Capture, CudaCapture, DecodeGraphs
 from radixbackend.engine.kv_store import KVShape, KVStore, bytes_per_slot
 from radixbackend.engine.model_loader import LoadedModel
@@ -42,10 +42,13 @@ class PagedAttention:
 
     Args:
         packed: takes the attention module, queries, keys and values ``[T, heads, dim]`` and what else was told.
+        places: takes all attention modules; the `Places` of their calls where `Stack` may make these, else None.
     """
 
-    def __init__(self, packed: Callable[..., torch.Tensor]) -> None:
-        self.packed = packed
+    def __init__(
+        self, packed: Callable[..., torch.Tensor], places: Callable[[Sequence[nn.Module]], Places | None]
+    ) -> None:
+        self.packed, self.places = packed, places
 
     def __call__(
         self,
@@ -93,7 +96,7 @@ class ModelRunner:
         self.layers, self._modules = layers, calls.modules
         self._shapes = [KVShape(x.kv_heads, x.key_dim, x.value_dim, stored or x.dtype) for x in layers if x.writes]
         self.bytes_per_slot = bytes_per_slot(self._shapes)
-        register_attention(self.name, PagedAttention(self._attend))
+        register_attention(self.name, PagedAttention(self._attend, self._places))
 
     @property
     def capacity(self) -> int:
@@ -189,6 +192,16 @@ class ModelRunner:
         self._call = call + 1
         layer = self.layers[call]
         return self.attention.attend(layer, query, key, value, told["s_aux"] if layer.sinks else None)
+
+    def _places(self, modules: Sequence[nn.Module]) -> Places | None:
+        """For all calls of a forward at once."""
+        find = getattr(self.attention, "places", None)
+        if find is None or self._call or tuple(modules) != tuple(self._modules):
+            return None
+        places: Places | None = find(self.layers)
+        if places is not None:
+            self._call = len(self.layers)
+        return places
 
     def forget(self, sequence_id: SequenceId) -> None:
         """Nothing is kept beyond the slots."""

@@ -10,7 +10,7 @@ handed to it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -106,11 +106,26 @@ def _blocks(plan: StepPlan) -> tuple[Blocks, ...] | None:
     )
 
 
+class Places(NamedTuple):
+    """A step's attention, for who calls the kernels without Python: addresses.
+
+    Attributes:
+        decode: of the kernel of decodes.
+        prefill: of that of prompts.
+        layers: of each layer's struct, its decodes and its prompts; None where the step has none.
+    """
+
+    decode: int
+    prefill: int
+    layers: tuple[tuple[int, int | None, int | None], ...]
+
+
 class AttentionBackend(Protocol):
     """One kernel family over slots of page size 1.
 
     One that has ``head_major`` set wants its store laid out so, see `KVStore`. One that has ``converts`` set serves
-    layers that are stored in another type; no other is asked to, see `refusal`.
+    layers that are stored in another type; no other is asked to, see `refusal`. One that has a method ``places`` gives
+    the `Places` of the step that has begun for these layers, or None where it does not serve all of it by kernels.
     """
 
     name: str

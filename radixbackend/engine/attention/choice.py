@@ -12,7 +12,14 @@ from typing import Any, cast
 
 import torch
 
-from radixbackend.engine.attention.base import AttentionBackend, AttentionBatch, AttentionLayer, Capturable, refusal
+from radixbackend.engine.attention.base import (
+    AttentionBackend,
+    AttentionBatch,
+    AttentionLayer,
+    Capturable,
+    Places,
+    refusal,
+)
 from radixbackend.engine.kv_store import KVStore
 
 log = logging.getLogger(__name__)
@@ -68,6 +75,11 @@ class FirstThatServes:
     def _capturable(self) -> Sequence[Capturable]:
         assert self.captures
         return cast(Sequence[Capturable], self._used)
+
+    def places(self, layers: Sequence[AttentionLayer]) -> Places | None:
+        """See `AttentionBackend`."""
+        find = getattr(self._used[0], "places", None)
+        return None if find is None or len(self._used) > 1 else find(layers)
 
     def attend(
         self,

@@ -9,6 +9,7 @@ the layers suit it; torch has the rest. Who takes which sequence is decided here
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from radixbackend.engine.attention.base import AttentionBatch, AttentionLayer
+from radixbackend.engine.attention.base import AttentionBatch, AttentionLayer, Places
 from radixbackend.engine.attention.torch_native import TorchAttention
 from radixbackend.engine.kv_store import KVStore
 from radixbackend.engine.native.build import LANES, TYPES, load_kernels
@@ -117,9 +118,11 @@ class NativeAttention:
         self._prefill, self._serves = prefill.radix_prefill, prefill.radix_prefill_serves
         self._queries = prefill.radix_prefill_queries
         self._decode.restype = self._prefill.restype = None
+        self._decode_at, self._prefill_at = (_address(function) for function in (self._decode, self._prefill))
         self._torch = TorchAttention()
         self._layers: dict[int, _Layer] = {}
         self._takes_prompts = False
+        self._plain = False  # no layer has sinks, or uses what another has written
         self._batch: AttentionBatch | None = None
         self._split: _Split | None = None
         self._rows: dict[Kind, _Rows] = {}
@@ -138,6 +141,7 @@ class NativeAttention:
         self._torch.bind(layers, store)
         self._layers = {layer.index: _layer(layer, store) for layer in layers}
         self._takes_prompts = all(self._serves(ctypes.byref(layer)) for layer in self._layers.values())
+        self._plain = all(x.writes and not x.sinks and x.key_dim == x.value_dim for x in layers)
         self._partial = torch.empty(0)
         self._rows.clear()
 
@@ -185,6 +189,20 @@ class NativeAttention:
             out[rows] = self._torch.attend(layer, query[rows], key[rows], value[rows], sinks)
         return out
 
+    def places(self, layers: Sequence[AttentionLayer]) -> Places | None:
+        """See `AttentionBackend`."""
+        split = self._split
+        if split is None or split.rest is not None or not self._plain:
+            return None
+        found = []
+        for layer in layers:
+            decodes = ctypes.addressof(self._rows_of(layer, split).batch) if split.few else None
+            prompts = ctypes.addressof(self._prompts_of(layer, split).chunks) if split.many else None
+            found.append((ctypes.addressof(self._layers[layer.index]), decodes, prompts))
+        for rows in self._rows.values():  # a layer behind may have wanted more of it
+            rows.batch.partial = self._partial.data_ptr()
+        return Places(self._decode_at, self._prefill_at, tuple(found))
+
     def _rows_of(self, layer: AttentionLayer, split: _Split) -> _Rows:
         assert self._batch is not None
         kind = (layer.window, layer.chunk, layer.group)
@@ -219,6 +237,10 @@ class NativeAttention:
             most = self._queries(ctypes.byref(self._layers[layer.index]))
             prompts = self._prompts[kind] = _prompts(self._batch, layer, split.many, most)
         return prompts
+
+
+def _address(function: Any) -> int:
+    return int(ctypes.cast(function, c_void_p).value or 0)
 
 
 def _layer(layer: AttentionLayer, store: KVStore) -> _Layer:

@@ -1,10 +1,11 @@
-/* Products with packed weights, and the two halves of a decoder layer around its attention, each in one call: with small
- * steps, calling takes longer than computing. The Python face is linear.py and halves.py.
+/* Products with packed weights, the two halves of a decoder layer around its attention, and whole stacks of layers, each
+ * in one call: with small steps, calling takes longer than computing. The Python face is linear.py, halves.py and stack.py.
  *
  * Functions below that are not exported are called by all threads of a team, which meet at the end of each loop. */
 
 #include <stdlib.h>
 
+#include "attention.h"
 #include "linear.h"
 
 /* Of a half: everything that it rounds is rounded where the modules of transformers round. */
@@ -171,6 +172,46 @@ int radix_after_attention(const Block *block, const void *hidden, const void *at
     }
     free(sum);
     return 1;
+}
+
+/* A layer of a stack: what it computes, where its keys and values lie, and the step's decodes and prompts as the kernels of
+ * attention take them, or null. */
+typedef struct {
+    const Block *block;
+    const Layer *layer;
+    const void *decodes, *prompts;
+} Level;
+
+typedef void Attend(const Layer *layer, const void *part, const Tensors *it);
+
+/* `out` [count, hidden]: what all `levels` make of `hidden`. Heads of keys are as wide as those of values. Returns whether
+ * there was memory for it. */
+int radix_stack(const Level *levels, int depth, Attend *decode, Attend *prefill, const void *hidden, const void *cos,
+                const void *sin, int count, void *out) {
+    int item = levels->block->type == BFLOAT16 ? 2 : 4;
+    size_t mixed_size = 0, attended_size = 0;
+    for (const Level *level = levels; level < levels + depth; level++) {
+        size_t mixed = padded((size_t)count * level->block->qkv->outputs * item);
+        size_t attended = padded((size_t)count * level->layer->kv_heads * level->layer->group * level->block->head_dim * item);
+        mixed_size = mixed > mixed_size ? mixed : mixed_size;
+        attended_size = attended > attended_size ? attended : attended_size;
+    }
+    char *mixed = room(mixed_size + attended_size), *attended = mixed + mixed_size;
+    int done = mixed != NULL;
+    memcpy(out, hidden, (size_t)count * levels->block->hidden * item); /* every layer then works in place */
+    for (const Level *level = levels; done && level < levels + depth; level++) {
+        const Block *block = level->block;
+        int64_t width = block->qkv->outputs, dim = block->head_dim;
+        int64_t heads = (int64_t)level->layer->kv_heads * level->layer->group;
+        Tensors it = {{mixed, width, dim}, {mixed + heads * dim * item, width, dim}, {mixed + block->turned * dim * item, width, dim},
+                      NULL, attended};
+        done = radix_before_attention(block, out, cos, sin, count, mixed);
+        if (done && level->prompts) prefill(level->layer, level->prompts, &it);
+        if (done && level->decodes) decode(level->layer, level->decodes, &it);
+        done = done && radix_after_attention(block, out, attended, count, out);
+    }
+    free(mixed);
+    return done;
 }
 
 #endif
