@@ -2,7 +2,8 @@
 
 Rules. Nothing of the engine knows of it. What a step reports anyway is taken from its record; inside of a step, the
 model's forward, its linear layers and the attention kernel are timed by functions put in front of theirs while `timing`
-is entered, and taken away after. All of it happens on the engine's thread, whose steps end with the record.
+is entered, and taken away after; layers that are otherwise one call are computed one by one then. All of it happens on
+the engine's thread, whose steps end with the record.
 """
 
 from __future__ import annotations
