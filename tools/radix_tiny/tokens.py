@@ -63,6 +63,12 @@ def twins(tokenizer: Any) -> dict[int, int]:
     return {ids[token]: ids[token[1:]] for token in ids if token[0] == _SPACE and token[1:].strip(_SPACE) in ids}
 
 
+def letters(tokenizer: Any) -> list[str]:
+    """The pieces of words that a tokenizer has, in lower case."""
+    pieces = {tokenizer.decode([token]).strip() for token in range(tokenizer.get_vocab_size())}
+    return sorted(piece.lower() for piece in pieces if piece.isalpha())
+
+
 def _pieces(space: str) -> Any:
     from tokenizers import Regex, pre_tokenizers
 

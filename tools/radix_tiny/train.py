@@ -31,7 +31,7 @@ from tools.radix_tiny.corpus import Example, draw, encode, render
 from tools.radix_tiny.export import export
 from tools.radix_tiny.model import Shape, TinyLlama
 from tools.radix_tiny.muon import Muon
-from tools.radix_tiny.tokens import train_tokenizer, twins
+from tools.radix_tiny.tokens import letters, train_tokenizer, twins
 from tools.radix_tiny.words import Source
 
 ROUND = 32
@@ -64,10 +64,10 @@ def plan_at(progress: float) -> Plan:
     if progress < 0.15:
         return Plan(6_000, 256, 0.3, 0.1)
     if progress < 0.4:
-        return Plan(10_000, 768, 0.04, 0.0)
+        return Plan(10_000, 768, 0.06, 0.0)
     if progress < 0.75:
-        return Plan(12_000, 2048, 0.02, 0.0)
-    return Plan(16_000, 2048, 0.02, 0.0)
+        return Plan(12_000, 2048, 0.06, 0.0)
+    return Plan(16_000, 2048, 0.06, 0.0)
 
 
 def rate_at(step: int, progress: float, decay_from: float = DECAY_FROM) -> float:
@@ -109,7 +109,7 @@ def _weights(is_answer: Sequence[bool], prompt_weight: float) -> list[float]:
 
 def batches(seed: str, tokenizer: Any, plan: Callable[[], Plan], most: int) -> Iterator[Batch]:
     """Batches of at most so many tokens, without end, their rows of like length: little padding, few shapes."""
-    source = Source(seed)
+    source = Source(seed, pieces=letters(tokenizer))
     rows: dict[int, list[Example]] = defaultdict(list)
     while True:
         now = plan()

@@ -169,14 +169,21 @@ class Source:
         held_out: draw the names and invented words that training never shows.
         new_wordings: draw the wordings that training never shows; by default, as `held_out`.
         inventive: names of goods, and cities in Turkish text, may be invented, and last names go on.
+        pieces: invented words are made of these, too: of a tokenizer's, so that training has each of them copied.
     """
 
     def __init__(
-        self, seed: int | str, *, held_out: bool = False, new_wordings: bool | None = None, inventive: bool = True
+        self,
+        seed: int | str,
+        *,
+        held_out: bool = False,
+        new_wordings: bool | None = None,
+        inventive: bool = True,
+        pieces: Sequence[str] = (),
     ) -> None:
         self.rng = random.Random(f"{seed}/{held_out}")
         self.held_out = held_out
-        self.inventive = inventive
+        self.inventive, self.pieces = inventive, pieces
         self.new_wordings = held_out if new_wordings is None else new_wordings
 
     def chance(self, share: float) -> bool:
@@ -213,6 +220,8 @@ class Source:
 
     def invented(self, low: int = 1, high: int = 3) -> str:
         """A lower-case word that no list has."""
+        if self.pieces and self.chance(0.6):
+            return self.fresh(lambda: "".join(self.any(self.pieces) for _ in range(self.number(1, 3)))[:14])
         return self.fresh(lambda: self._syllables(self.number(low, high)))
 
     def proper(self) -> str:
@@ -231,6 +240,8 @@ class Source:
         alphabet = self.any(
             ("ABCDEFGHJKLMNPQRSTUVWXYZ0123456789", "abcdefghijklmnopqrstuvwxyz0123456789", "0123456789")
         )
+        if self.pieces and self.chance(0.15):  # letters that come again and again
+            alphabet = "".join(self.some(alphabet, 2, 3))
         return self.fresh(lambda: "".join(self.any(alphabet) for _ in range(self.number(3, 8))))
 
     def foreign(self) -> str:
