@@ -15,6 +15,7 @@ they wait are only put off by others.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from ctypes import c_int
@@ -34,6 +35,9 @@ QUIET = 300.0
 """Times a second that a process whose threads sleep is put off a core, below which nobody wants them: alone it is 10 to
 60, beside one busy process on two cores 2,000 to 8,000."""
 
+SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+"""Of the environment, by which people decide how threads wait."""
+
 LOOK_SECONDS = 0.1
 """Of forwards between two looks."""
 
@@ -51,6 +55,7 @@ class Contention:
         # The forward's own threads exist; one more than there are processors makes them too many.
         self._size = max(2, int(kernels.radix_processors()) - threads + 2)
         self._ended: threading.Event | None = None  # of the idle team, while there is one
+        self._said = False
         self._began = self._ran = 0.0
         self._forget()
 
@@ -84,7 +89,9 @@ class Contention:
         self._put_off = _put_off()
 
     def _share(self) -> None:
-        log.info("other work wants the cores of this forward, whose threads now sleep while they wait for one another")
+        level = logging.DEBUG if self._said else logging.INFO
+        log.log(level, "other work wants the cores of this forward, whose threads sleep now while they wait for others")
+        self._said = True
         ended = self._ended = threading.Event()
 
         def idle() -> None:
@@ -95,8 +102,8 @@ class Contention:
 
 
 def watch_contention(device: torch.device, threads: int) -> Contention | None:
-    """For a forward by several threads of a CPU, where it can be had."""
-    if device.type != "cpu" or threads < 2:
+    """For a forward by several threads of a CPU, where it can be had and nobody has said how they are to wait."""
+    if device.type != "cpu" or threads < 2 or any(name in os.environ for name in SETTINGS):
         return None
     try:
         return Contention(threads)

@@ -46,7 +46,10 @@ def test_profile(radix: Any, small: Any, tiny_checkpoint: Path) -> None:
     assert cells(out, "prompt tokens computed")[0] == str(64 + 8)
     assert cells(out, "from the cache")[::2][0] == "0"
     assert int(cells(out, "from the cache")[2]) >= 2 * 64
-    assert len(re.findall(r"^Batch [13]: \d+ timers, and layers one by one; without, a step takes", out, re.MULTILINE)) == 2
+    assert (
+        len(re.findall(r"^Batch [13]: \d+ timers, and layers one by one; without, a step takes", out, re.MULTILINE))
+        == 2
+    )
 
 
 def test_every_part_is_found_and_nothing_stays_behind(tiny_checkpoint: Path) -> None:

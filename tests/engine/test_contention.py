@@ -84,13 +84,17 @@ def test_one_slow_forward_is_not_a_crowd(guard: Contention, clocks: Clocks) -> N
     assert not guard.crowded
 
 
-def test_the_idle_team_is_there_for_as_long_as_it_is_needed(guard: Contention, clocks: Clocks) -> None:
+def test_the_idle_team_is_there_for_as_long_as_it_is_needed(
+    guard: Contention, clocks: Clocks, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     process = psutil.Process()
     _until(lambda: not idle_teams())
     time.sleep(0.2)  # threads of a team end a little after the one that made it
     before = process.num_threads()
     for _ in range(12):
         clocks.forward(guard, 0.01, share=0.5)
+    assert caplog.text.count("other work wants the cores") == 1
     _until(lambda: process.num_threads() >= before + 2)  # the one that made it, and at least one more
     assert len(idle_teams()) == 1
     guard.close()
@@ -109,6 +113,9 @@ def test_a_forward_that_fails_is_counted_and_fails(guard: Contention, clocks: Cl
 def test_where_there_is_nothing_to_wait_for(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     assert watch_contention(CPU, 1) is None
     assert watch_contention(torch.device("meta"), 8) is None
+    with monkeypatch.context() as patch:
+        patch.setenv("OMP_WAIT_POLICY", "passive")
+        assert watch_contention(CPU, 2) is None
 
     def fail(name: str) -> None:
         raise MissingDependencyError("no gcc")

@@ -78,6 +78,14 @@ def test_an_invented_word_belongs_to_one_world_however_it_is_made() -> None:
     assert not new & {name for names in NAMES for name in names}
 
 
+def test_invented_words_are_made_of_a_tokenizers_pieces_too() -> None:
+    """But not into a word that training is not to see."""
+    source = Source("pieces", pieces=["pen", "ital", "dig", "ol"])
+    made = {source.invented() for _ in range(3000)}
+    assert {"digpen", "italol", "olital"} <= made
+    assert made.isdisjoint({"pen", "digital"})
+
+
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(FOLDER / "tokenizer.json"))

@@ -147,6 +147,7 @@ s son sen man ton ley er ing ford well a o i ov ski oğlu
 """)
 
 _LISTED = frozenset((*FIRST_NAMES, *LAST_NAMES, *CITIES))
+_GOODS = frozenset(word.lower() for word in (*ADJECTIVES, *GOODS, *COLORS, *JOBS, *EVENT_KINDS, *STATES, *WEATHER))
 
 
 def part(options: Sequence[T], *, held_out: bool) -> Sequence[T]:
@@ -221,7 +222,7 @@ class Source:
     def invented(self, low: int = 1, high: int = 3) -> str:
         """A lower-case word that no list has."""
         if self.pieces and self.chance(0.6):
-            return self.fresh(lambda: "".join(self.any(self.pieces) for _ in range(self.number(1, 3)))[:14])
+            return self.fresh(self._of_pieces)
         return self.fresh(lambda: self._syllables(self.number(low, high)))
 
     def proper(self) -> str:
@@ -348,6 +349,13 @@ class Source:
     def _syllables(self, count: int) -> str:
         word = "".join(self.any(_ONSETS) + self.any(_VOWELS) + self.any(_CODAS) for _ in range(count))
         return (self.any("aeiou") + word if self.chance(0.15) else word)[:12]
+
+    def _of_pieces(self) -> str:
+        """No word of a list, part of which no training sees."""
+        while True:
+            word = "".join(self.any(self.pieces) for _ in range(self.number(1, 3)))[:14]
+            if word not in _GOODS:
+                return word
 
     def _turkish(self, count: int) -> str:
         word = "".join(
