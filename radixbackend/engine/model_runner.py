@@ -83,6 +83,7 @@ class ModelRunner:
         self._graphs: DecodeGraphs | None = None
         self._staging = Staging(self.device)
         self._call = 0
+        self._sees = False  # whether this step has images
         try:
             calls = AttentionProbe().run(self.model, self.name, probe_tokens(loaded.config, loaded.vocab_size))
             layers = tuple(replace(layer, stored=stored) for layer in calls.layers)
@@ -151,7 +152,8 @@ class ModelRunner:
         ids = self._row([s.tokens for s in plan.sequences])
         fill_in(ids[0], plan, drawn)
         shown: AbstractContextManager[None] = nullcontext()
-        if self.vision is not None and any(s.images for s in plan.sequences):
+        self._sees = self.vision is not None and any(s.images for s in plan.sequences)
+        if self.vision is not None and self._sees:
             positions, shown = self.vision.positions(plan), self.vision.shown(plan)
         else:
             positions = self._row([np.arange(s.start, s.context, dtype=np.int32) for s in plan.sequences])
@@ -194,9 +196,9 @@ class ModelRunner:
         return self.attention.attend(layer, query, key, value, told["s_aux"] if layer.sinks else None)
 
     def _places(self, modules: Sequence[nn.Module]) -> Places | None:
-        """For all calls of a forward at once."""
+        """For all calls of a forward at once; not with images, which a model may put between its layers."""
         find = getattr(self.attention, "places", None)
-        if find is None or self._call or tuple(modules) != tuple(self._modules):
+        if find is None or self._sees or self._call or tuple(modules) != tuple(self._modules):
             return None
         places: Places | None = find(self.layers)
         if places is not None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,7 @@ from radixbackend.engine.fuse import FusedLayer, fuse, join
 from radixbackend.engine.linear import LinearKernels, load_linear_kernels
 from radixbackend.engine.model_loader import LoadedModel
 from radixbackend.engine.model_runner import ModelRunner
-from radixbackend.engine.plan import SequenceId, SequencePlan, StepPlan
+from radixbackend.engine.plan import PromptImages, SequenceId, SequencePlan, StepPlan
 from radixbackend.engine.prepack import prepack
 from radixbackend.engine.quantize import quantize
 from tests import zoo
@@ -139,6 +142,26 @@ def test_layers_that_are_no_chain_have_none(kernels: LinearKernels) -> None:
     prepack(loaded, kernels)
     assert join(layers, kernels) == len(layers) > 1
     assert all(layer.stack is None for layer in layers)
+
+
+def test_a_step_with_images_goes_layer_by_layer(kernels: LinearKernels, calls: list[int]) -> None:
+    """Some models put what they see between layers."""
+    loaded, _ = joined(kernels, wide("llama"))
+    runner = ModelRunner(loaded, NativeAttention())
+    runner.allocate(400)
+    text = plan(0, (0, 0, 1), (1, 0, 1))
+    due = runner.run(text).rows.clone()
+    seen = PromptImages((), np.zeros(1, np.int32))
+    first, second = text.sequences
+    positions = torch.zeros(1, 2, dtype=torch.long)
+    eyes: Any = SimpleNamespace(positions=lambda plan: positions, shown=lambda plan: nullcontext(), clear=lambda: None)
+    runner.vision = eyes
+    calls.clear()
+    assert torch.equal(runner.run(StepPlan(1, (replace(first, images=seen), second))).rows, due)
+    assert calls == []
+    assert torch.equal(runner.run(text).rows, due)
+    assert len(calls) == 1
+    runner.close()
 
 
 def test_a_layer_left_out_leaves_none(kernels: LinearKernels) -> None:
