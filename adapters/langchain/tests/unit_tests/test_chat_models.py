@@ -83,7 +83,7 @@ def test_another_model_for_one_call(params: dict[str, Any], models_folder: Any) 
 
 
 def test_configurable_fields_share_the_engine(params: dict[str, Any]) -> None:
-    model = ChatRadix(**params, max_tokens=4)
+    model = ChatRadix(**params, max_tokens=4, seed=1)  # without, one draw in hundreds ends at once
     chain = model.configurable_fields(temperature=ConfigurableField(id="temperature"))
     before = len(_shared._slots), users()
     assert chain.with_config(configurable={"temperature": 0.5}).invoke("hi").content
