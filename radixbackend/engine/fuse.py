@@ -56,7 +56,6 @@ def fuse(loaded: LoadedModel) -> list[FusedLayer]:
         return []
     ops = choose_ops(loaded.device)
     fused: list[FusedLayer] = []
-    chained = False
     with torch.no_grad(), _recording(text, layers) as notes:
         try:
             _probe(loaded)

@@ -83,7 +83,7 @@ class ModelRunner:
         self._graphs: DecodeGraphs | None = None
         self._staging = Staging(self.device)
         self._call = 0
-        self._sees = False  # whether this step has images
+        self._sees = False  # whether parts of images are in this step
         try:
             calls = AttentionProbe().run(self.model, self.name, probe_tokens(loaded.config, loaded.vocab_size))
             layers = tuple(replace(layer, stored=stored) for layer in calls.layers)
@@ -152,8 +152,8 @@ class ModelRunner:
         ids = self._row([s.tokens for s in plan.sequences])
         fill_in(ids[0], plan, drawn)
         shown: AbstractContextManager[None] = nullcontext()
-        self._sees = self.vision is not None and any(s.images for s in plan.sequences)
-        if self.vision is not None and self._sees:
+        self._sees = any(s.sees for s in plan.sequences)
+        if self.vision is not None and any(s.images for s in plan.sequences):
             positions, shown = self.vision.positions(plan), self.vision.shown(plan)
         else:
             positions = self._row([np.arange(s.start, s.context, dtype=np.int32) for s in plan.sequences])

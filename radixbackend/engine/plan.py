@@ -89,6 +89,12 @@ class SequencePlan:
         return self.start + len(self.tokens)
 
     @property
+    def sees(self) -> bool:
+        """Whether parts of an image are among its tokens."""
+        images = () if self.images is None else self.images.images
+        return any(x.start < self.context and x.start + len(x.tokens) > self.start for x in images)
+
+    @property
     def num_drawn(self) -> int:
         """Rows that are drawn from, and the tokens that come of it if every draft is right."""
         return 0 if self.sample is None else len(self.sample.drafts) + 1

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -85,10 +86,12 @@ class Sampler:
         values = take(logits.rows, [row.at for row in rows])
         asked = [j for j, row in enumerate(rows) if row.spec.params.logprobs is not None]
         raw = values[index(asked, values)].float() if asked else None  # a copy: the model's own values
-        if masks.any or any(map(self._is_edited, rows)) or not self._draw.reads(values):
+        edits = [(j, edit) for j, row in enumerate(rows) for edit in self._edits(row)]
+        if edits or masks.any or not self._draw.reads(values):
             values = values.to(torch.float32, copy=True)
-            self._edit(values, rows)
-            masks.apply(values, self._draw)
+        for j, edit in edits:
+            edit(values[j])
+        masks.apply(values, self._draw)
         draws = Draws(plan, logits.offsets, rows, masks.faults, reports, asked, raw, self._draw, self._note)
         draws.launch(values, [row.sequence_id in self._flat for row in rows])
         return draws
@@ -100,24 +103,17 @@ class Sampler:
     def _note(self, flat: frozenset[SequenceId]) -> None:
         self._flat = flat
 
-    def _is_edited(self, row: _Row) -> bool:
-        p = row.spec.params
-        penalized = p.repetition_penalty != 1.0 or p.frequency_penalty or p.presence_penalty
-        return bool(p.logit_bias or penalized or row.position < p.min_tokens)
-
-    def _edit(self, values: torch.Tensor, rows: Sequence[_Row]) -> None:
-        """Bias, penalties and the suppression of early ends, in place, for the rows that ask for them."""
-        for j, row in enumerate(rows):
-            params = row.spec.params
-            if params.logit_bias:
-                amounts = send(list(params.logit_bias.values()), values.device, values.dtype)
-                values[j, index(list(params.logit_bias), values)] += amounts
-            if params.repetition_penalty != 1.0:
-                _penalize_repetition(values[j], row.tokens(0), params.repetition_penalty)
-            if params.frequency_penalty or params.presence_penalty:
-                _penalize_frequency(values[j], row.tokens(row.spec.num_prompt), params)
-            if row.position < params.min_tokens and (ends := [*self._end_tokens, *params.stop_token_ids]):
-                values[j].index_fill_(0, index(ends, values), -math.inf)
+    def _edits(self, row: _Row) -> Iterator[Callable[[torch.Tensor], None]]:
+        """Bias, penalties and the suppression of early ends, where a row asks for them; each changes its values."""
+        params = row.spec.params
+        if params.logit_bias:
+            yield partial(_add_bias, bias=params.logit_bias)
+        if params.repetition_penalty != 1.0:
+            yield lambda values: _penalize_repetition(values, row.tokens(0), params.repetition_penalty)
+        if params.frequency_penalty or params.presence_penalty:
+            yield lambda values: _penalize_frequency(values, row.tokens(row.spec.num_prompt), params)
+        if row.position < params.min_tokens and (ends := [*self._end_tokens, *params.stop_token_ids]):
+            yield partial(_forbid, tokens=ends)
 
 
 class Drawn:
@@ -350,6 +346,14 @@ def _fault(best: float, row: _Row) -> str:
 
 
 # -- penalties -------------------------------------------------------------------------------------------------------
+
+
+def _add_bias(row: torch.Tensor, bias: Mapping[int, float]) -> None:
+    row[index(list(bias), row)] += send(list(bias.values()), row.device, row.dtype)
+
+
+def _forbid(row: torch.Tensor, tokens: Sequence[int]) -> None:
+    row.index_fill_(0, index(tokens, row), -math.inf)
 
 
 def _penalize_repetition(row: torch.Tensor, tokens: IntArray, penalty: float) -> None:

@@ -1,9 +1,9 @@
 """All decoder layers of a step in one call, where both their halves and their attention are kernels of ours.
 
 Rules. The same kernels in the same order as layer by layer, so the same bits; only Python between them is left out: a
-third of a small model's step with one row, and the interpreter's lock, which others want meanwhile, is let go of once
-for the whole stack. The first layer's forward computes all; the others hand on what they are given if it is that. A
-model has a stack if its layers are a plain chain, which `fuse` has seen when it loaded.
+sixth of a 60M model's step, and the interpreter's lock, which others want meanwhile, is let go of once for the whole
+stack. The first layer's forward computes all; the others hand on what they are given if it is that. A model has a stack
+if its layers are a plain chain, which `fuse` has seen when it loaded.
 """
 
 from __future__ import annotations

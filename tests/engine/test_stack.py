@@ -21,7 +21,7 @@ from radixbackend.engine.fuse import FusedLayer, fuse, join
 from radixbackend.engine.linear import LinearKernels, load_linear_kernels
 from radixbackend.engine.model_loader import LoadedModel
 from radixbackend.engine.model_runner import ModelRunner
-from radixbackend.engine.plan import PromptImages, SequenceId, SequencePlan, StepPlan
+from radixbackend.engine.plan import ImageInput, PromptImages, SequenceId, SequencePlan, StepPlan
 from radixbackend.engine.prepack import prepack
 from radixbackend.engine.quantize import quantize
 from tests import zoo
@@ -151,16 +151,18 @@ def test_a_step_with_images_goes_layer_by_layer(kernels: LinearKernels, calls: l
     runner.allocate(400)
     text = plan(0, (0, 0, 1), (1, 0, 1))
     due = runner.run(text).rows.clone()
-    seen = PromptImages((), np.zeros(1, np.int32))
     first, second = text.sequences
+    at = {place: ImageInput(-1, place, np.ones(2, np.int32), np.arange(2, dtype=np.int32), {}) for place in (0, 1)}
+    elsewhere, within = (replace(first, images=PromptImages((at[place],), np.zeros(3, np.int32))) for place in (1, 0))
     positions = torch.zeros(1, 2, dtype=torch.long)
     eyes: Any = SimpleNamespace(positions=lambda plan: positions, shown=lambda plan: nullcontext(), clear=lambda: None)
     runner.vision = eyes
     calls.clear()
-    assert torch.equal(runner.run(StepPlan(1, (replace(first, images=seen), second))).rows, due)
+    assert torch.equal(runner.run(StepPlan(1, (within, second))).rows, due)
     assert calls == []
-    assert torch.equal(runner.run(text).rows, due)
-    assert len(calls) == 1
+    for without in (StepPlan(2, (elsewhere, second)), text):  # all of the image elsewhere, and no image
+        assert torch.equal(runner.run(without).rows, due)
+    assert len(calls) == 2
     runner.close()
 
 

@@ -19,10 +19,8 @@ typedef struct {
     int32_t type;
 } Block;
 
-#if defined(__AMX_TILE__) && defined(PAIRS)
-#define READY has_tiles()
-#else
-#define READY 1
+#ifndef READY
+#define READY 1 /* whether the processor's instructions can be used as they are */
 #endif
 
 /* Which inputs there are products for. */

@@ -7,6 +7,7 @@
 #include "tiles.h"
 
 #define MEANS "AMX"
+#define READY has_tiles()
 #define PAIRS 1
 #define FOURS 1
 #define COLUMNS LANES /* so a tile of a panel lies in one piece */
@@ -35,24 +36,7 @@ INLINE void shape(Shape *now, int above, int below, int words) {
     set_tiles(&tiles);
 }
 
-#define ADD_PRODUCT(sum, rows, part)             \
-    if (integers) _tile_dpbusd(sum, rows, part); \
-    else _tile_dpbf16ps(sum, rows, part)
-
-/* Up to TILE rows by four panels; `w` is in the first and `panel` words apart from the next. */
-INLINE void add_four(const uint32_t *x, const uint32_t *w, int64_t panel, int row_bytes, int integers) {
-    _tile_loadd(4, x, row_bytes);
-    _tile_loadd(5, w, 4 * LANES);
-    ADD_PRODUCT(0, 4, 5);
-    _tile_loadd(6, w + panel, 4 * LANES);
-    ADD_PRODUCT(1, 4, 6);
-    _tile_loadd(7, w + 2 * panel, 4 * LANES);
-    ADD_PRODUCT(2, 4, 7);
-    _tile_loadd(5, w + 3 * panel, 4 * LANES);
-    ADD_PRODUCT(3, 4, 5);
-}
-
-/* Up to twice as many rows by two panels. */
+/* Up to twice TILE rows by two panels; `w` is in the first and `panel` words apart from the next. */
 INLINE void add_square(const uint32_t *x, const uint32_t *w, int64_t panel, int row_bytes, int integers) {
     _tile_loadd(4, x, row_bytes);
     _tile_loadd(5, w, 4 * LANES);
@@ -86,7 +70,7 @@ INLINE void add(Shape *now, const uint32_t *x, const uint32_t *w, int words, int
     for (int k = from; k < to; k += step) {
         fetch(ahead);
         if (below) add_square(x + k, w + k * LANES, (int64_t)words * LANES, 4 * words, integers);
-        else add_four(x + k, w + k * LANES, (int64_t)words * LANES, 4 * words, integers);
+        else add_four(x + k, 4 * words, w + k * LANES, (int64_t)words * LANES, 4 * LANES, integers);
     }
     store_sums(sums, 4 * SUMS, 4 * LANES);
 }

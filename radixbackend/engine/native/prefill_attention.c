@@ -93,17 +93,7 @@ INLINE void multiply(float *c, int stride, const operand *a, int a_stride, const
                      int add) {
     if (add) load_sums(c, 4 * LANES, 4 * stride);
     else zero_sums();
-    for (int p = 0; p < inputs; p += TILE, a += TILE, b += TILE * b_stride) {
-        _tile_loadd(4, a, 4 * a_stride);
-        _tile_loadd(5, b, 4 * b_stride);
-        _tile_dpbf16ps(0, 4, 5);
-        _tile_loadd(6, b + LANES, 4 * b_stride);
-        _tile_dpbf16ps(1, 4, 6);
-        _tile_loadd(7, b + 2 * LANES, 4 * b_stride);
-        _tile_dpbf16ps(2, 4, 7);
-        _tile_loadd(5, b + 3 * LANES, 4 * b_stride);
-        _tile_dpbf16ps(3, 4, 5);
-    }
+    for (int p = 0; p < inputs; p += TILE) add_four(a + p, 4 * a_stride, b + p * b_stride, LANES, 4 * b_stride, 0);
     store_sums(c, 4 * LANES, 4 * stride);
 }
 #else

@@ -2,10 +2,10 @@
 
 #pragma once
 
-#include <immintrin.h>
-#include <stdint.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "vectors.h"
 
 #define TILE 16 /* rows of a tile, and words of its rows */
 
@@ -45,3 +45,21 @@ static inline void store_sums(void *at, int64_t next, int64_t stride) {
 }
 
 static inline void set_tiles(const Tiles *tiles) { __asm__ volatile("ldtilecfg %0" : : "m"(*tiles)); }
+
+#define ADD_PRODUCT(sum, rows, part)             \
+    if (integers) _tile_dpbusd(sum, rows, part); \
+    else _tile_dpbf16ps(sum, rows, part)
+
+/* To the sums of up to TILE rows (`x_stride` bytes apart) their products with four tiles (rows `w_stride` bytes apart), of
+ * which each lies `next` words behind the one before. */
+INLINE void add_four(const uint32_t *x, int64_t x_stride, const uint32_t *w, int64_t next, int64_t w_stride, int integers) {
+    _tile_loadd(4, x, x_stride);
+    _tile_loadd(5, w, w_stride);
+    ADD_PRODUCT(0, 4, 5);
+    _tile_loadd(6, w + next, w_stride);
+    ADD_PRODUCT(1, 4, 6);
+    _tile_loadd(7, w + 2 * next, w_stride);
+    ADD_PRODUCT(2, 4, 7);
+    _tile_loadd(5, w + 3 * next, w_stride);
+    ADD_PRODUCT(3, 4, 5);
+}
