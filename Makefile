@@ -16,7 +16,7 @@ STAMP := $(VENV)/.installed
 
 ADAPTERS := adapters/langchain adapters/llamaindex adapters/dspy
 
-.PHONY: demo setup test test-openai2 lint check docs
+.PHONY: demo setup test test-openai2 test-march lint check docs
 
 demo: setup
 	$(RUN) examples/demo.py
@@ -42,13 +42,20 @@ test-openai2: setup
 	PYTHONPATH=$(OPENAI2) $(RUN) -c 'import openai; assert openai.__version__.startswith("2."), openai.__version__'
 	PYTHONPATH=$(OPENAI2) $(TESTS) tests/openai_api tests/chat/test_remote.py $(ARGS)
 
+# The tests of the CPU kernels, compiled for lesser processors than this one.
+MARCHES := x86-64 haswell skylake-avx512 cooperlake
+KERNELS := $(addprefix tests/engine/test_,$(addsuffix .py,native_kernels stack linear elementwise draw fuse quantize))
+
+test-march: setup
+	for march in $(MARCHES); do $(TESTS) --march $$march $(KERNELS) $(ARGS) || exit 1; done
+
 lint: setup
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
 	for adapter in $(ADAPTERS); do (cd $$adapter && $(abspath $(RUN)) -m mypy) || exit 1; done
 
-check: lint test test-openai2
+check: lint test test-openai2 test-march
 
 docs: setup
 	$(RUN) -m mkdocs build --strict

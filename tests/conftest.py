@@ -33,6 +33,31 @@ TEXT = (
 
 ROOT = Path(__file__).resolve().parents[1]
 
+PROCESSORS: dict[str, set[str]] = {
+    "x86-64": set(),
+    "haswell": {"avx2", "fma"},
+    "skylake-avx512": {"avx512bw", "avx512vl"},
+    "cooperlake": {"avx512_vnni", "avx512_bf16"},
+}
+"""What gcc calls processors for which the kernels differ, and what one must have to run what is compiled for them."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--march", choices=list(PROCESSORS), help="compile the CPU kernels for a lesser processor")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With ``--march`` kernels are those of that processor, if this one can run them; otherwise no test runs."""
+    march = config.getoption("--march")
+    if march is None:
+        return
+    has = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    if lacking := PROCESSORS[march] - has:
+        pytest.exit(f"no kernels for {march} here: this processor lacks {', '.join(sorted(lacking))}", returncode=0)
+    from radixbackend.engine.native import build
+
+    build.FLAGS = tuple(f"-march={march}" if flag == "-march=native" else flag for flag in build.FLAGS)
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
