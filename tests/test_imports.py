@@ -34,11 +34,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine.request": ("engine.grammar.base", "engine.plan", "engine.prefix_cache"),
     "engine.waiting": ("engine.request",),
     "engine.flights": ("engine.plan", "engine.prefix_cache"),
+    "engine.roster": ("engine.flights", "engine.plan", "engine.prefix_cache", "engine.request", "engine.waiting"),
+    "engine.commit": ("engine.plan", "engine.prefix_cache", "engine.request", "engine.roster"),
     "engine.scheduler": (
-        "engine.flights",
+        "engine.commit",
         "engine.plan",
         "engine.prefix_cache",
         "engine.request",
+        "engine.roster",
         "engine.waiting",
     ),
     # the executor
@@ -163,6 +166,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 NO_TORCH = (
     "engine.request",
     "engine.flights",
+    "engine.roster",
+    "engine.commit",
     "engine.scheduler",
     "engine.waiting",
     "engine.prefix_cache",

@@ -240,6 +240,13 @@ class Sequence:
         return self.in_flight[-1].context if self.in_flight else self.num_computed
 
     @property
+    def pending(self) -> int:
+        """Tokens to catch up now. The last one waits while the grammar that masks its logits is being compiled."""
+        if self.coming and self.coming >= self.remaining:
+            return 0  # it ends with what is in flight
+        return len(self.tokens) + self.coming - self.reach - self.needs_matcher
+
+    @property
     def assumed(self) -> tuple[int, ...]:
         """Drafts that the step in flight verifies; what is planned ahead takes them for right."""
         sample = self.in_flight[-1].sample if self.in_flight else None

@@ -132,7 +132,7 @@ class Bench:
                     self.writes_alone(share, slots[share.start :])
 
     def writes_alone(self, share: SequencePlan, written: list[int]) -> None:
-        for sequence in self.scheduler._running.values():
+        for sequence in self.scheduler._roster.running.values():
             if sequence.id != share.sequence_id:
                 assert not set(sequence.lease.slots.tolist()) & set(written), "another one was given a slot in flight"
 

@@ -187,7 +187,7 @@ def test_priority_goes_first_but_does_not_starve_the_rest():
     # A low priority beats a high one that comes PRIORITY_STEPS later.
     late = Bench(running=1)
     first = late.add(prompt(1, 5), 2)
-    late.scheduler._step += 2000
+    late.scheduler._roster.step += 2000
     second = late.add(prompt(2, 5), 2, priority=1)
     late.run()
     finished = [r for r, o in late.outcomes.items() if o.ends]
@@ -210,7 +210,7 @@ def test_abort_in_every_state(when):
     elif when == "retracted":
         for _ in range(6):
             bench.step()
-        bench.scheduler._retract(bench.scheduler._running[0])
+        bench.scheduler._roster.retract(bench.scheduler._roster.running[0])
     elif when == "ended":
         bench.run()
     target = RequestId(77) if when == "unknown" else request
@@ -298,7 +298,7 @@ def test_end_tokens_stop_unless_ignored():
     end = plain([5, 6], 4)[2]
     for ignore in (False, True):
         bench = Bench()
-        bench.scheduler._end_tokens = frozenset({end})
+        bench.scheduler._committer._end_tokens = frozenset({end})
         request = bench.add([5, 6], 4, params=SamplingParams(max_tokens=4, ignore_eos=ignore))
         bench.run()
         expected = plain([5, 6], 4)
