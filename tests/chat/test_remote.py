@@ -22,10 +22,11 @@ pytest.importorskip("fastapi")
 
 from radixbackend import errors
 from radixbackend.chat import Chat, ChatDelta, ChatRequest, ChatResult, Message, ResponseFormat, ToolChoice, open_chat
+from radixbackend.chat.connection import AsyncClient, Client
 from radixbackend.chat.face import LocalChat
 from radixbackend.chat.faults import of_answer
 from radixbackend.chat.message import ToolCall
-from radixbackend.chat.remote import RemoteChat, _AsyncClient, _Client
+from radixbackend.chat.remote import RemoteChat
 from radixbackend.chat.request import Tool
 from radixbackend.chat.sdk import httpx, openai
 from radixbackend.chat.wire import chat_body
@@ -849,7 +850,7 @@ def test_what_may_go_better_is_tried_again() -> None:
 def test_a_timeout_is_not_tried_again(fault: type[Exception], kind: type[Exception]) -> None:
     other = Other({CHATS: fault("late")})
     transport = httpx.MockTransport(other)
-    clients = {"http_client": _Client(transport=transport), "http_async_client": _AsyncClient(transport=transport)}
+    clients = {"http_client": Client(transport=transport), "http_async_client": AsyncClient(transport=transport)}
     chat = RemoteChat("big", "http://other.example/v1", timeout=3, **clients)
     for call in (chat.complete, chat.stream, lambda asked: asyncio.run(chat.acomplete(asked))):
         other.asked.clear()
