@@ -24,7 +24,7 @@ Mix = Mapping[Callable[[Source], Dialog], float]
 TASKS: Mix = {
     extraction.make: 0.29,
     extraction.make_list: 0.08,
-    tools.make: 0.16,
+    tools.make: 0.20,
     classification.make: 0.04,
     lookup.make: 0.32,
     facts.make: 0.02,

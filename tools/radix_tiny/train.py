@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,8 @@ class Trainer:
         checked = saved = logged = self._agreed(time.monotonic())
         recent: list[float] = []
         while self.progress < 1.0:
+            if not self._agreed(_is_wanted()):
+                return  # unsaved: another run may be at work in this folder by now
             began = time.monotonic()
             recent.append(self._step(stream))
             self.seconds += self._agreed(time.monotonic() - began)
@@ -313,6 +316,12 @@ def _tokenizer(path: Path) -> Any:
     from tokenizers import Tokenizer
 
     return Tokenizer.from_file(str(path))
+
+
+def _is_wanted() -> bool:
+    """Whether the process that started this one is there."""
+    parent = parent_process()
+    return parent is None or parent.is_alive()
 
 
 def _work(rank: int, options: argparse.Namespace, taken: Any) -> None:

@@ -150,6 +150,16 @@ _LISTED = frozenset((*FIRST_NAMES, *LAST_NAMES, *CITIES))
 _GOODS = frozenset(word.lower() for word in (*ADJECTIVES, *GOODS, *COLORS, *JOBS, *EVENT_KINDS, *STATES, *WEATHER))
 
 
+class Later(str):
+    """A wording that was added when the tokenizer was there already: the text that made that has none of them."""
+
+    __slots__ = ()
+
+
+def later(*wordings: str) -> tuple[Later, ...]:
+    return tuple(map(Later, wordings))
+
+
 def part(options: Sequence[T], *, held_out: bool) -> Sequence[T]:
     """One world's part of a list; a short list (under six) is not split."""
     if len(options) < HELD_OUT_SHARE:
@@ -169,7 +179,8 @@ class Source:
         seed: what everything drawn follows from.
         held_out: draw the names and invented words that training never shows.
         new_wordings: draw the wordings that training never shows; by default, as `held_out`.
-        inventive: names of goods, and cities in Turkish text, may be invented, and last names go on.
+        inventive: all that the tokenizer's text has not: names of goods, and cities in Turkish text, may be invented,
+            last names go on, and wordings that are `Later` are drawn.
         pieces: invented words are made of these, too: of a tokenizer's, so that training has each of them copied.
     """
 
@@ -195,11 +206,15 @@ class Source:
 
     def any(self, options: Sequence[T]) -> T:
         """One of what both worlds share."""
+        options = self._in_use(options)
         return options[int(self.rng.random() * len(options))]
 
     def of(self, options: Sequence[T]) -> T:
         """One wording of this world's part of a list; of a short list (under six) both worlds have all."""
-        return self.any(part(options, held_out=self.new_wordings))
+        return self.any(part(self._in_use(options), held_out=self.new_wordings))
+
+    def _in_use(self, options: Sequence[T]) -> Sequence[T]:
+        return options if self.inventive else [option for option in options if not isinstance(option, Later)]
 
     def word_of(self, options: Sequence[str]) -> str:
         """One name or word of this world's part of a list."""

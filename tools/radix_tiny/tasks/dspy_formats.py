@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tools.radix_tiny.dialog import Dialog, assistant, dump, system, user
-from tools.radix_tiny.tasks import classification, extraction, facts, lookup, tools
-from tools.radix_tiny.words import Source
+from tools.radix_tiny.tasks import classification, extraction, facts, lookup, records, tools
+from tools.radix_tiny.words import Source, later
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +138,14 @@ def _question(s: Source) -> tuple[Signature, Any]:
                 "Give a short answer.",
                 "You answer questions.",
                 "Reply with a short fact.",
+                *later(
+                    "Answer in a word or two.",
+                    "Short answers only.",
+                    "Tell what is asked.",
+                    "Give the answer.",
+                    "Answer the user.",
+                    "Respond to the question.",
+                ),
             )
         )
     )
@@ -165,6 +173,14 @@ def _context(s: Source) -> tuple[Signature, Any]:
                 "Look up the answer.",
                 "Find the answer in the context.",
                 "Read and answer.",
+                *later(
+                    "Give the answer that the context has.",
+                    "Answer from the passage.",
+                    "What does the context say?",
+                    "Search the context.",
+                    "Answer questions about a text.",
+                    "Take the answer from the context.",
+                ),
             )
         )
     )
@@ -200,6 +216,14 @@ def _label(s: Source) -> tuple[Signature, Any]:
                 "Choose a label.",
                 f"Tell the {aspect}.",
                 f"Find the {aspect} of a given sentence.",
+                *later(
+                    f"What is the {aspect}?",
+                    f"Give the {aspect}.",
+                    f"Judge the {aspect}.",
+                    f"Pick the {aspect}.",
+                    f"State the {aspect} of the text.",
+                    f"Read the text and name its {aspect}.",
+                ),
             )
         )
     )
@@ -213,7 +237,7 @@ def _label(s: Source) -> tuple[Signature, Any]:
 
 
 def _record(s: Source) -> tuple[Signature, Any]:
-    kind = s.any((extraction.PERSON, extraction.PRODUCT, extraction.EVENT))
+    kind = s.any((records.PERSON, records.PRODUCT, records.EVENT))
     python = {"string": "str", "integer": "int", "number": "float"}
     wanted = [kind.subject, *s.some([a for a in kind.attributes if a.clauses], 1, 2)]
     keys = [s.any(attribute.keys) for attribute in wanted]
@@ -233,6 +257,14 @@ def _record(s: Source) -> tuple[Signature, Any]:
                 f"Find the {kind.name} in the text.",
                 f"Get the {kind.name}.",
                 "Extract structured data.",
+                *later(
+                    "Fill in the fields.",
+                    "Take the values from the text.",
+                    "Read the text and fill in the fields.",
+                    "Find the values.",
+                    "Get the data.",
+                    "What does the text say?",
+                ),
             )
         )
     )

@@ -4,8 +4,6 @@ Rules. A record is drawn first; its text is a sentence built of one clause per a
 (then the value is null). The fields asked for, their names and their order are independent of the text's order.
 """
 
-# ruff: noqa: RUF001 -- Turkish has an i without a dot.
-
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -13,447 +11,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from tools.radix_tiny.dialog import Dialog, Message, assistant, dump, system, user
-from tools.radix_tiny.words import (
-    CITIES,
-    COLORS,
-    EVENT_KINDS,
-    JOBS,
-    JOBS_TR,
-    STREET_KINDS,
-    Source,
+from tools.radix_tiny.tasks.records import (
+    ADDRESS,
+    ADDRESS_TEXTS,
+    EVENT,
+    KINDS,
+    PERSON,
+    PRODUCT,
+    TURKISH_KEYS,
+    TURKISH_TEXTS,
+    Attribute,
+    Kind,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Attribute:
-    """What a kind of record has: names for its field, its JSON type, how a value is drawn, clauses that state it."""
-
-    keys: tuple[str, ...]
-    type: str
-    draw: Callable[[Source], Any]
-    clauses: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of record. `heads` are the openings that name its subject; clauses follow in any order."""
-
-    name: str
-    words: tuple[str, ...]
-    subject: Attribute
-    heads: tuple[str, ...]
-    attributes: tuple[Attribute, ...]
+from tools.radix_tiny.words import CITIES, JOBS_TR, Source, later, split
 
 
 def _article(word: str) -> str:
     return ("an " if word[0].lower() in "aeiou" else "a ") + word
 
-
-PERSON = Kind(
-    "person",
-    ("person", "Person", "the person", "personal details", "UserInfo", "contact"),
-    Attribute(("name", "full_name", "person", "person_name", "name"), "string", Source.person, ()),
-    (
-        "{}",
-        "This is {}.",
-        "Meet {}.",
-        "My name is {}.",
-        "I met {} yesterday.",
-        "Let me introduce {}.",
-        "Let me introduce our colleague {}.",
-        "We spoke to {}.",
-        "Our new colleague is {}.",
-        "{} joined us.",
-        "{} wrote to us.",
-        "I am {}.",
-        "Here is our colleague {}.",
-        "Here is {}.",
-    ),
-    (
-        Attribute(
-            ("age", "age", "years", "age_years"),
-            "integer",
-            lambda s: s.number(3, 99),
-            (
-                "is {} years old",
-                "is {}",
-                "is aged {}",
-                "turned {} this year",
-                "is a {}-year-old",
-                "is a person aged {}",
-                "just became {}",
-                "has the age of {}",
-                "celebrated birthday number {}",
-                "is {} years of age",
-            ),
-        ),
-        Attribute(
-            ("job", "occupation", "profession", "role", "job_title"),
-            "string",
-            lambda s: s.any(JOBS),
-            (
-                "works as a(n) {}",
-                "is a(n) {}",
-                "has a job as a(n) {}",
-                "earns a living as a(n) {}",
-                "is employed as a(n) {}",
-                "is working as a(n) {}",
-                "has been a(n) {} for years",
-                "trained as a(n) {}",
-                "became a(n) {}",
-            ),
-        ),
-        Attribute(
-            ("city", "city", "location", "home_city", "residence"),
-            "string",
-            Source.city,
-            (
-                "lives in {}",
-                "is based in {}",
-                "comes from {}",
-                "resides in {}",
-                "moved to {}",
-                "has moved to {}",
-                "is from {}",
-                "has a home in {}",
-                "is at home in {}",
-            ),
-        ),
-        Attribute(
-            ("email", "email", "email_address", "mail"),
-            "string",
-            Source.email,
-            (
-                "can be reached at {}",
-                "uses the email {}",
-                "has the email address {}",
-                "reads mail at {}",
-                "writes from {}",
-                "can be reached by email at {}",
-                "answers at {}",
-            ),
-        ),
-        Attribute(
-            ("company", "employer", "company", "organization"),
-            "string",
-            Source.company,
-            (
-                "works for {}",
-                "is employed by {}",
-                "works at {}",
-                "joined {}",
-                "has a job at {}",
-                "has joined {}",
-                "is with {}",
-            ),
-        ),
-        Attribute(
-            ("favorite_color", "color", "favorite_color"),
-            "string",
-            lambda s: s.any(COLORS),
-            (
-                "likes the color {}",
-                "prefers {} things",
-                "loves {}",
-                "always wears {}",
-                "is fond of {}",
-                "likes {}",
-                "has {} shoes",
-            ),
-        ),
-    ),
-)
-PRODUCT = Kind(
-    "product",
-    ("product", "Product", "the product", "item", "ProductInfo", "article"),
-    Attribute(("name", "product", "product_name", "item", "title"), "string", Source.product, ()),
-    (
-        "{}",
-        "The {} is new.",
-        "We offer the {}.",
-        "Buy the {}!",
-        "I ordered the {}.",
-        "Introducing the {}.",
-        "Introducing our {}.",
-        "Now in stock: {}.",
-        "New arrival: {}.",
-        "Item: {}.",
-        "I bought the {}.",
-        "Take a look at the {}.",
-        "The {} is for sale.",
-        "For sale: {}.",
-    ),
-    (
-        Attribute(
-            ("price", "price", "cost", "price_usd", "amount"),
-            "number",
-            Source.price,
-            (
-                "costs ${}",
-                "sells for ${}",
-                "is priced at ${}",
-                "is yours for ${}",
-                "has a price of ${}",
-                "has a cost of ${}",
-                "costs {} dollars",
-                "is on sale for ${}",
-                "goes for ${}",
-                "is ${}",
-            ),
-        ),
-        Attribute(
-            ("color", "color", "colour"),
-            "string",
-            lambda s: s.any(COLORS),
-            (
-                "comes in {}",
-                "is {}",
-                "has the color {}",
-                "is painted {}",
-                "is available in {}",
-                "is available in the color {}",
-                "is sold in {}",
-            ),
-        ),
-        Attribute(
-            ("brand", "manufacturer", "maker", "brand"),
-            "string",
-            Source.company,
-            (
-                "is made by {}",
-                "comes from {}",
-                "is produced by {}",
-                "is a product of {}",
-                "was designed by {}",
-                "was made by {}",
-                "is built by {}",
-                "is manufactured by {}",
-            ),
-        ),
-        Attribute(
-            ("quantity", "stock", "count", "units"),
-            "integer",
-            lambda s: s.number(1, 500),
-            (
-                "has {} units left",
-                "is in stock ({} pieces)",
-                "has {} pieces in stock",
-                "is limited to {} units",
-                "comes in a pack of {}",
-                "has {} pieces left",
-                "has {} left in store",
-            ),
-        ),
-        Attribute(
-            ("sku", "code", "product_code", "sku"),
-            "string",
-            Source.code,
-            (
-                "has the code {}",
-                "has SKU {}",
-                "is listed as {}",
-                "is numbered {}",
-                "carries the number {}",
-                "has the number {}",
-                "is filed under {}",
-            ),
-        ),
-        Attribute(
-            ("rating", "stars", "score"),
-            "integer",
-            lambda s: s.number(1, 5),
-            (
-                "got {} stars",
-                "is rated {} out of 5",
-                "has a rating of {}",
-                "earned {} of 5 stars",
-                "received {} stars",
-                "earned {} stars",
-                "was given {} points",
-            ),
-        ),
-        Attribute(("in_stock", "available", "in_stock"), "boolean", lambda s: s.chance(0.5), ()),
-    ),
-)
-EVENT = Kind(
-    "event",
-    ("event", "Event", "the event", "calendar entry", "EventInfo", "meeting"),
-    Attribute(
-        ("name", "event", "title", "event_name"),
-        "string",
-        lambda s: (
-            f"{s.proper()} {s.any(EVENT_KINDS).capitalize()}"
-            if s.chance(0.7)
-            else f"{s.proper()} {s.invented(1, 2).capitalize()}"
-        ),
-        (),
-    ),
-    (
-        "{}",
-        "Join us for the {}.",
-        "The {} is coming.",
-        "Save the date for the {}.",
-        "Do not miss the {}.",
-        "Tickets for the {} are out.",
-        "The date for the {} is out.",
-        "You are invited to the {}.",
-        "We announce the {}.",
-        "Next up: {}.",
-        "Get ready for the {}.",
-        "Reminder: {}.",
-        "Tickets for the {} are here.",
-        "I will attend the {}.",
-    ),
-    (
-        Attribute(
-            ("date", "date", "day", "when", "event_date"),
-            "string",
-            Source.date,
-            (
-                "takes place on {}",
-                "is on {}",
-                "will be held on {}",
-                "starts on {}",
-                "happens on {}",
-                "will take place on {}",
-                "is scheduled for {}",
-                "is planned for {}",
-                "opens on {}",
-            ),
-        ),
-        Attribute(
-            ("location", "city", "place", "venue", "where"),
-            "string",
-            Source.city,
-            (
-                "is held in {}",
-                "takes place in {}",
-                "comes to {}",
-                "will be in {}",
-                "happens in {}",
-                "will be held in {}",
-                "is hosted in {}",
-                "opens in {}",
-                "can be seen in {}",
-            ),
-        ),
-        Attribute(
-            ("time", "time", "start_time", "starts_at"),
-            "string",
-            Source.time,
-            (
-                "begins at {}",
-                "starts at {}",
-                "kicks off at {}",
-                "opens its doors at {}",
-                "opens at {}",
-                "will begin at {}",
-                "gets going at {}",
-            ),
-        ),
-        Attribute(
-            ("organizer", "host", "organized_by", "organizer"),
-            "string",
-            Source.company,
-            (
-                "is organized by {}",
-                "is hosted by {}",
-                "is run by {}",
-                "is presented by {}",
-                "is put on by {}",
-                "is an event by {}",
-                "was set up by {}",
-            ),
-        ),
-        Attribute(
-            ("attendees", "capacity", "guests", "participants"),
-            "integer",
-            lambda s: s.number(5, 900),
-            (
-                "expects {} guests",
-                "has room for {} people",
-                "will host {} visitors",
-                "counts {} participants",
-                "welcomes {} people",
-                "has room for {} guests",
-                "is open to {} people",
-            ),
-        ),
-    ),
-)
-ADDRESS = Kind(
-    "address",
-    ("address", "Address", "the address", "shipping address", "AddressInfo", "delivery address"),
-    Attribute(
-        ("street", "street", "street_name", "road"), "string", lambda s: f"{s.proper()} {s.any(STREET_KINDS)}", ()
-    ),
-    (),
-    (
-        Attribute(("number", "house_number", "street_number"), "string", lambda s: str(s.number(1, 399)), ()),
-        Attribute(("city", "town", "city"), "string", Source.city, ()),
-        Attribute(("zip", "zip_code", "postal_code", "postcode"), "string", lambda s: str(s.number(10000, 99999)), ()),
-        Attribute(
-            ("country", "country"),
-            "string",
-            lambda s: s.any(
-                (
-                    "Germany",
-                    "France",
-                    "Turkey",
-                    "Spain",
-                    "Italy",
-                    "Norway",
-                    "Canada",
-                    "Japan",
-                    "Brazil",
-                    "Poland",
-                    "Austria",
-                )
-            ),
-            (),
-        ),
-        Attribute(("name", "recipient", "name"), "string", Source.person, ()),
-    ),
-)
-KINDS = (PERSON, PERSON, PRODUCT, EVENT, ADDRESS)
-_ADDRESS_TEXTS = (
-    "{name} lives at {number} {street}, {city} {zip}, {country}.",
-    "Please send it to {name}, {number} {street}, {zip} {city}, {country}.",
-    "Ship the parcel to {name}, {street} {number}, {city}, {country}, {zip}.",
-    "The address of {name} is {number} {street}, {city}, {country} (zip {zip}).",
-    "{name}\n{number} {street}\n{zip} {city}\n{country}",
-    "Please ship the parcel to {name} at {number} {street}, {city}, {country}, {zip}.",
-    "Our new office: {street} {number}, {zip} {city}, {country}. Contact: {name}.",
-    "Deliver to {number} {street} in {city}, {country}, postal code {zip}. Ask for {name}.",
-    "{name} moved to {country}: {street} {number}, {zip} {city}.",
-    "Address: {number} {street}, {city}, {country}. Postcode: {zip}. Name: {name}.",
-    "In {country}, {name} has a flat at {street} {number}, {zip} {city}.",
-    "{name} lives at {street} {number}, {zip} {city}, {country}.",
-    "To: {name}, {street} {number}, {city} {zip}, {country}",
-    "Send the letter to {street} {number}, {zip} {city}, {country}, for {name}.",
-)
-_TURKISH_TEXTS = (
-    "{name} {age} yaşında bir {job+}.",
-    "{name} {age} yaşında ve {city} şehrinde yaşıyor.",
-    "Benim adım {name}, {age} yaşındayım, mesleğim {job}.",
-    "{city} şehrinde yaşayan {name}, {age} yaşında bir {job+}.",
-    "{name} bir {job+} ve {age} yaşındadır.",
-    "{city} şehrinde yaşayan {name} {age} yaşındadır ve mesleği {job}.",
-    "{age} yaşındaki {name} {city} şehrinde {job} olarak çalışıyor.",
-    "{name} adlı {job} {age} yaşında.",
-    "{name}, {city} şehrinden, {age} yaşında.",
-    "{name} {city} şehrinde yaşıyor. {age} yaşında bir {job+}.",
-    "{job} {name} {age} yaşında ve {city} şehrinde oturuyor.",
-    "{name} {city} şehrinde oturuyor, {age} yaşında ve bir {job+}.",
-    "Adı {name}, yaşı {age}, mesleği {job}.",
-    "{name} {age} yaşındadır ve bir {job+}.",
-)
-_TURKISH_KEYS = {
-    "name": ("name", "isim", "ad", "name"),
-    "age": ("age", "yaş", "yas", "age"),
-    "job": ("job", "meslek", "occupation", "profession"),
-    "city": ("city", "şehir", "sehir", "city"),
-}
 
 _ASKS = (
     "Extract {what} from the text.",
@@ -472,6 +47,24 @@ _ASKS = (
     "Which {what} is in the text?",
     "Convert this to JSON: {what}.",
     "Fill in {what} from the text.",
+    *later(
+        "Extract the details of {what}.",
+        "What does the text say about {what}?",
+        "Take {what} from the text.",
+        "Please extract {what}.",
+        "I need {what} as JSON.",
+        "Make a JSON object of {what}.",
+        "Get {what}.",
+        "Write {what} as a JSON object.",
+        "Find {what}.",
+        "Collect the data of {what} in the text.",
+        "Please find {what} in this text.",
+        "Identify {what} in the text below.",
+        "From the text, extract {what}.",
+        "Your task is to extract {what}.",
+        "Here is a text. Extract {what}.",
+        "Structure this text: {what}.",
+    ),
 )
 _ROLES = (
     "You extract structured data.",
@@ -485,6 +78,19 @@ _ROLES = (
     "Return only JSON.",
     "You are an expert at extracting information.",
     "Output JSON only.",
+    *later(
+        "You read texts and answer with JSON.",
+        "You are a data extraction assistant.",
+        "You fill in forms.",
+        "Be exact.",
+        "You are an assistant that answers in JSON.",
+        "Never guess.",
+        "You are an information extraction system.",
+        "Give the data as JSON.",
+        "Your answers are JSON objects.",
+        "You help with data entry.",
+        "Take the data from the text.",
+    ),
 )
 
 
@@ -506,13 +112,45 @@ def draw_stating(
     for attribute in shown or others[:1]:
         facts[attribute] = attribute.draw(s)
         clauses.append(_clause(s.of(attribute.clauses), facts[attribute]))
-    return _sentences(s, kind, str(facts[kind.subject]), clauses), facts
+    return _told(s, _sentences(s, kind, str(facts[kind.subject]), clauses)), facts
+
+
+_ASIDES = later(
+    "It was a sunny day.",
+    "Thank you for reading.",
+    "More news will follow.",
+    "Everybody was happy about it.",
+    "We will keep you informed.",
+    "That is all for now.",
+    "Who would have thought so?",
+    "There is more to say, but not today.",
+    "Good morning to all of you!",
+    "Please note the following.",
+    "This was sent to everybody.",
+    "The rest is known.",
+    "I am sure you agree.",
+    "So much for today.",
+    "We had coffee first.",
+    "Please do not reply to this.",
+    "Here is the news of the week.",
+    "It rained all day long.",
+    "Have a nice day!",
+    "What a surprise!",
+    "I hope this helps.",
+)
+
+
+def _told(s: Source, text: str) -> str:
+    """The text, now and then with a sentence beside it that says nothing of the record."""
+    if not s.inventive or not s.chance(0.12):
+        return text
+    return f"{s.of(_ASIDES)} {text}" if s.chance(0.5) else f"{text} {s.of(_ASIDES)}"
 
 
 def _address(s: Source) -> tuple[str, dict[Attribute, Any]]:
     facts = {attribute: attribute.draw(s) for attribute in (ADDRESS.subject, *ADDRESS.attributes)}
     values = {attribute.keys[-1 if attribute.keys[-1] == "name" else 0]: value for attribute, value in facts.items()}
-    return s.of(_ADDRESS_TEXTS).format(**values), facts
+    return s.of(ADDRESS_TEXTS).format(**values), facts
 
 
 def _clause(clause: str, value: Any) -> str:
@@ -528,38 +166,42 @@ def _sentences(s: Source, kind: Kind, subject: str, clauses: list[str]) -> str:
         return " ".join([head.format(subject), *(f"I {part}." for part in parts)])
     joined = _join(clauses)
     style = s.rng.random()
-    the = "" if kind is PERSON or s.chance(0.3) else "The "
+    opening = subject if kind is PERSON or s.chance(0.3) else f"The {subject}"
+    if s.inventive and s.chance(0.15):
+        opening, subject = _introduced(s, kind, subject)
     if style < 0.4:
-        return f"{the}{subject} {joined}."
+        return f"{opening} {joined}."
     if style < 0.6:
         return f"{head.format(subject)} {pronoun} {joined}."
     if style < 0.8 and len(clauses) > 1:
-        return f"{the}{subject} {clauses[0]}. {pronoun} {_join(clauses[1:])}."
+        return f"{opening} {clauses[0]}. {pronoun} {_join(clauses[1:])}."
     return " ".join([head.format(subject), *(f"{pronoun} {clause}." for clause in clauses)])
+
+
+_RELATIVES = split("""
+neighbour friend sister brother boss teacher guest uncle cousin partner student patient customer trainer aunt nephew
+manager assistant grandmother visitor
+""")
+_OWNERS = ("my", "our", "their", "her", "his", "your", "the")
+
+
+def _introduced(s: Source, kind: Kind, subject: str) -> tuple[str, str]:
+    """The subject as a sentence may begin with it, and inside of one: "Our product", "my neighbour Alice"."""
+    owner = s.any(_OWNERS)
+    if kind is not PERSON:
+        return f"{owner.capitalize()} {subject}", subject
+    relative = s.any(_RELATIVES) if s.chance(0.8) else s.invented(1, 2)
+    return f"{owner.capitalize()} {relative} {subject}", f"{owner} {relative} {subject}"
 
 
 def _first_person(clause: str) -> str:
     verb, _, rest = clause.partition(" ")
-    known = {
-        "is": "am",
-        "has": "have",
-        "works": "work",
-        "lives": "live",
-        "comes": "come",
-        "resides": "reside",
-        "uses": "use",
-    }
-    known |= {
-        "reads": "read",
-        "writes": "write",
-        "answers": "answer",
-        "likes": "like",
-        "prefers": "prefer",
-        "loves": "love",
-    }
+    known = {"is": "am", "has": "have", "says:": "say:"}
     if verb == "always":
         return clause.replace("wears", "wear")
-    return f"{known.get(verb, verb if verb not in ('earns',) else 'earn')} {rest}"
+    if verb.endswith("s") and verb != "was":
+        verb = known.get(verb, verb[:-1])
+    return f"{verb} {rest}"
 
 
 def _join(clauses: list[str]) -> str:
@@ -569,7 +211,7 @@ def _join(clauses: list[str]) -> str:
 
 
 def _turkish(s: Source) -> tuple[str, dict[str, Any]]:
-    text = s.of(_TURKISH_TEXTS)
+    text = s.of(TURKISH_TEXTS)
     job = s.any(list(JOBS_TR))
     values = {
         "name": s.turkish_person(),
@@ -582,11 +224,11 @@ def _turkish(s: Source) -> tuple[str, dict[str, Any]]:
 
 
 def _turkish_case(s: Source) -> tuple[list[Field], Callable[[], tuple[str, dict[str, Any]]]]:
-    keys = s.some(list(_TURKISH_KEYS), 2, 4)
+    keys = s.some(list(TURKISH_KEYS), 2, 4)
     fields = []
     for key in keys:
         attribute = Attribute((key,), "integer" if key == "age" else "string", Source.city, ())
-        fields.append(Field(s.any(_TURKISH_KEYS[key]), attribute.type, key not in ("name", "age"), attribute))
+        fields.append(Field(s.any(TURKISH_KEYS[key]), attribute.type, key not in ("name", "age"), attribute))
 
     def draw() -> tuple[str, dict[str, Any]]:
         text, facts = _turkish(s)
@@ -681,7 +323,7 @@ def _described(s: Source, kind_name: str, fields: list[Field]) -> str:
 
 def make(s: Source) -> Dialog:
     """One conversation of up to four extractions with the same fields."""
-    if s.chance(0.22):
+    if s.chance(0.3 if s.inventive else 0.22):
         what, (fields, draw), task = "person", _turkish_case(s), "extraction_tr"
     else:
         kind = s.any(KINDS)
@@ -747,6 +389,14 @@ def make_list(s: Source) -> Dialog:
             f"Find every record of the {_MANY[at]}.",
             f"Which {_MANY[at]} are in the text?",
             f"Get all {_MANY[at]} as JSON.",
+            *later(
+                f"Give me all {_MANY[at]}.",
+                f"Extract every one of the {_MANY[at]}.",
+                f"Find all {_MANY[at]} in this text.",
+                f"All {_MANY[at]} as a list, please.",
+                f"Return the {_MANY[at]} as JSON.",
+                f"Collect the {_MANY[at]}.",
+            ),
         )
     )
     how = s.any(

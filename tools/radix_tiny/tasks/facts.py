@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tools.radix_tiny.dialog import Dialog, Message, assistant, system, user
-from tools.radix_tiny.words import COLORS, JOBS, Source
+from tools.radix_tiny.words import COLORS, JOBS, Source, later
 
 CAPITALS = dict(
     pair.split(":")
@@ -113,6 +113,14 @@ _SYSTEMS = (
     "You are an assistant.",
     "Keep it short.",
     "Be polite.",
+    *later(
+        "You are a short and friendly assistant.",
+        "Give short answers.",
+        "You like questions.",
+        "Help the user.",
+        "Reply in a few words.",
+        "You are here to help.",
+    ),
 )
 
 
@@ -158,6 +166,15 @@ _PERSONAL = (
             "Hello, I am {}.",
             "Hi, my name is {}.",
             "They call me {}.",
+            *later(
+                "People call me {}.",
+                "{} is my name.",
+                "You can call me {}.",
+                "I go by {}.",
+                "Good day, I am {}.",
+                "This is {} speaking.",
+                "The name is {}.",
+            ),
         ),
         (
             "What is my name?",
@@ -167,13 +184,37 @@ _PERSONAL = (
             "Tell me my name.",
             "Say my name.",
             "Can you recall my name?",
+            *later(
+                "Which name did I give you?",
+                "How am I called?",
+                "What do people call me?",
+                "You know my name, don't you?",
+                "My name?",
+                "Please say my name.",
+                "What was my name?",
+            ),
         ),
         "Your name is {}.",
     ),
     (
         "city",
         Source.city,
-        ("I live in {}.", "I am from {}.", "My home is in {}.", "I moved to {}.", "My city is {}.", "I reside in {}."),
+        (
+            "I live in {}.",
+            "I am from {}.",
+            "My home is in {}.",
+            "I moved to {}.",
+            "My city is {}.",
+            "I reside in {}.",
+            *later(
+                "I have a home in {}.",
+                "I come from {}.",
+                "{} is where I live.",
+                "I settled in {}.",
+                "I am at home in {}.",
+                "Home for me is {}.",
+            ),
+        ),
         (
             "Where do I live?",
             "Which city do I live in?",
@@ -181,6 +222,14 @@ _PERSONAL = (
             "What is my city?",
             "Do you know where I live?",
             "Name my city.",
+            *later(
+                "What city am I from?",
+                "Where am I at home?",
+                "Tell me where I live.",
+                "In which city is my home?",
+                "My city?",
+                "What place do I live in?",
+            ),
         ),
         "You live in {}.",
     ),
@@ -194,6 +243,14 @@ _PERSONAL = (
             "By profession I am a {}.",
             "I earn money as a {}.",
             "My work: {}.",
+            *later(
+                "I am a {}.",
+                "I have a job as a {}.",
+                "I became a {}.",
+                "I make a living as a {}.",
+                "As for work, I am a {}.",
+                "I was trained as a {}.",
+            ),
         ),
         (
             "What is my job?",
@@ -202,6 +259,14 @@ _PERSONAL = (
             "Which job do I have?",
             "What's my job?",
             "What do I work as?",
+            *later(
+                "How do I earn money?",
+                "Tell me my job.",
+                "Name my profession.",
+                "What kind of work do I do?",
+                "My job?",
+                "What am I by profession?",
+            ),
         ),
         "Your job is {}.",
     ),
@@ -215,6 +280,14 @@ _PERSONAL = (
             "The color I like is {}.",
             "My color is {}.",
             "For me it's {}.",
+            *later(
+                "I like {}.",
+                "{} is my favorite color.",
+                "The best color is {}.",
+                "I always wear {}.",
+                "Nothing is better than {}.",
+                "I prefer {}.",
+            ),
         ),
         (
             "What is my favorite color?",
@@ -223,6 +296,14 @@ _PERSONAL = (
             "Name my favorite color.",
             "What's my color?",
             "Which color is mine?",
+            *later(
+                "What is the color I like?",
+                "Tell me my favorite color.",
+                "My favorite color?",
+                "Do you know my color?",
+                "Which color do I prefer?",
+                "Say my favorite color.",
+            ),
         ),
         "Your favorite color is {}.",
     ),
@@ -246,6 +327,14 @@ def chat(s: Source) -> Dialog:
                         "You play {}, a friendly guide.",
                         "Act as {}.",
                         "You are the assistant {}.",
+                        *later(
+                            "Here you are called {}.",
+                            "This is {}, an assistant.",
+                            "Your name: {}.",
+                            "You go by the name {}.",
+                            "From now on you are {}.",
+                            "I call you {}.",
+                        ),
                     )
                 ).format(persona)
             )
@@ -269,6 +358,14 @@ def chat(s: Source) -> Dialog:
             "What's your name?",
             "Tell me your name.",
             "How should I call you?",
+            *later(
+                "Who am I talking to?",
+                "What do they call you?",
+                "Say your name.",
+                "You are called what?",
+                "Which name do you have?",
+                "May I know your name?",
+            ),
         )
         told.append((asks, f"My name is {persona}."))
     for question, reply in [*turns, *between, *((s.of(asks), reply) for asks, reply in s.shuffled(told))]:

@@ -2,307 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 from tools.radix_tiny.dialog import Dialog, assistant, system, user
-from tools.radix_tiny.words import COLORS, JOBS, Source, split
+from tools.radix_tiny.tasks.relations import RELATIONS, open_relation
+from tools.radix_tiny.words import Source, later
 
 UNKNOWN = "I don't know."
 
 
-@dataclass(frozen=True, slots=True)
-class Relation:
-    """A kind of fact: who has it, its value, sentences that state it, questions for it."""
-
-    subject: Callable[[Source], str]
-    value: Callable[[Source], str]
-    states: tuple[str, ...]
-    asks: tuple[str, ...]
-
-
-def _money(s: Source) -> str:
-    return f"{s.number(2, 900)} {s.any(('dollars', 'euros'))}"
-
-
-RELATIONS = (
-    Relation(
-        Source.company,
-        Source.person,
-        (
-            "{s} was founded by {v}.",
-            "The founder of {s} is {v}.",
-            "{v} founded {s}.",
-            "{v} is the founder of {s}.",
-            "It was {v} who founded {s}.",
-            "{s} has {v} as its founder.",
-            "{s} owes its start to its founder {v}.",
-        ),
-        (
-            "Who founded {s}?",
-            "Who is the founder of {s}?",
-            "Name the founder of {s}.",
-            "{s} was founded by whom?",
-            "Which person founded {s}?",
-            "Which person is the founder of {s}?",
-            "Who was the founder of {s}?",
-        ),
-    ),
-    Relation(
-        Source.company,
-        Source.city,
-        (
-            "{s} is based in {v}.",
-            "The headquarters of {s} are in {v}.",
-            "{s} has its office in {v}.",
-            "From its office in {v}, {s} serves the world.",
-            "In {v}, {s} has its headquarters.",
-            "The office of {s} is in {v}.",
-            "{s} is at home in {v}.",
-        ),
-        (
-            "Where is {s} based?",
-            "Where are the headquarters of {s}?",
-            "In which city is {s} based?",
-            "Where is the office of {s}?",
-            "Which city is {s} based in?",
-            "In which city are the headquarters of {s}?",
-            "Where can I find {s}?",
-        ),
-    ),
-    Relation(
-        Source.company,
-        lambda s: str(s.number(1850, 2024)),
-        (
-            "{s} was founded in {v}.",
-            "{s} started in {v}.",
-            "Since {v}, {s} is in business.",
-            "{s} opened in {v}.",
-            "The year {v} saw the start of {s}.",
-            "{s} was started in {v}.",
-            "{s} began its work in {v}.",
-        ),
-        (
-            "When was {s} founded?",
-            "In which year was {s} founded?",
-            "When did {s} start?",
-            "In what year did {s} open?",
-            "What year was {s} founded?",
-            "In what year was {s} founded?",
-            "When did {s} begin?",
-        ),
-    ),
-    Relation(
-        Source.person,
-        Source.city,
-        (
-            "{s} lives in {v}.",
-            "{s} moved to {v}.",
-            "The home of {s} is in {v}.",
-            "{v} is the home of {s}.",
-            "{s} has a house in {v}.",
-            "{s} has moved to {v}.",
-            "{s} settled in {v}.",
-        ),
-        (
-            "Where does {s} live?",
-            "In which city does {s} live?",
-            "Where is the home of {s}?",
-            "Which city is the home of {s}?",
-            "What city does {s} live in?",
-            "Where is {s}'s home?",
-            "Where has {s} settled?",
-        ),
-    ),
-    Relation(
-        Source.person,
-        lambda s: s.any(JOBS),
-        (
-            "{s} works as a {v}.",
-            "{s} is a {v}.",
-            "The job of {s} is {v}.",
-            "By profession {s} is a {v}.",
-            "{s} earns money as a {v}.",
-            "{s} has a job as a {v}.",
-            "As a {v}, {s} is well known.",
-        ),
-        (
-            "What is the job of {s}?",
-            "What does {s} do?",
-            "What is {s}'s profession?",
-            "What does {s} work as?",
-            "Which job does {s} have?",
-            "What is the profession of {s}?",
-            "What is {s} by profession?",
-        ),
-    ),
-    Relation(
-        Source.person,
-        lambda s: str(s.number(4, 98)),
-        (
-            "{s} is {v} years old.",
-            "{s} is {v}.",
-            "The age of {s} is {v}.",
-            "{s} turned {v}.",
-            "At {v}, {s} feels young.",
-            "{s} is at the age of {v}.",
-            "{s} reached the age of {v}.",
-        ),
-        (
-            "How old is {s}?",
-            "What is the age of {s}?",
-            "What is {s}'s age?",
-            "Tell me the age of {s}.",
-            "What age is {s}?",
-            "Tell me how old {s} is.",
-            "{s} is how old?",
-        ),
-    ),
-    Relation(
-        Source.product,
-        _money,
-        (
-            "The {s} costs {v}.",
-            "The price of the {s} is {v}.",
-            "You pay {v} for the {s}.",
-            "The {s} sells for {v}.",
-            "The {s} is priced at {v}.",
-            "The {s} has a price of {v}.",
-            "For {v} the {s} is yours.",
-        ),
-        (
-            "How much does the {s} cost?",
-            "What is the price of the {s}?",
-            "What does the {s} cost?",
-            "How much is the {s}?",
-            "Tell me the price of the {s}.",
-            "What is the cost of the {s}?",
-            "What do I pay for the {s}?",
-        ),
-    ),
-    Relation(
-        Source.product,
-        lambda s: s.any(COLORS),
-        (
-            "The {s} is {v}.",
-            "The color of the {s} is {v}.",
-            "The {s} comes in {v}.",
-            "The {s} is painted {v}.",
-            "The {s} has a {v} finish.",
-            "The {s} has the color {v}.",
-            "They made the {s} in {v}.",
-        ),
-        (
-            "What color is the {s}?",
-            "What is the color of the {s}?",
-            "Which color does the {s} have?",
-            "What colour is the {s}?",
-            "In which color does the {s} come?",
-            "Tell me the color of the {s}.",
-            "Name the color of the {s}.",
-        ),
-    ),
-    Relation(
-        lambda s: (
-            f"{s.proper()} {s.any(('Library', 'Museum', 'Cafe', 'Hotel', 'Park', 'Bridge', 'Theatre', 'Station'))}"
-        ),
-        Source.time,
-        (
-            "The {s} opens at {v}.",
-            "The {s} opens its doors at {v}.",
-            "At {v} the {s} opens.",
-            "You can visit the {s} from {v}.",
-            "The {s} is open from {v}.",
-            "The doors of the {s} open at {v}.",
-            "From {v} on, the {s} is open.",
-        ),
-        (
-            "When does the {s} open?",
-            "At what time does the {s} open?",
-            "What time does the {s} open?",
-            "From when is the {s} open?",
-            "When can I visit the {s}?",
-            "At what time can I visit the {s}?",
-            "What are the opening hours of the {s}?",
-        ),
-    ),
-    Relation(
-        lambda s: (
-            f"{s.proper()} {s.any(('Library', 'Museum', 'Cafe', 'Hotel', 'Park', 'Bridge', 'Theatre', 'Station'))}"
-        ),
-        Source.proper,
-        (
-            "The {s} was designed by {v}.",
-            "The architect of the {s} was {v}.",
-            "{v} designed the {s}.",
-            "{v} was the architect of the {s}.",
-            "It was {v} who designed the {s}.",
-            "The {s} was the work of the architect {v}.",
-            "The {s} is the work of {v}.",
-        ),
-        (
-            "Who designed the {s}?",
-            "Who was the architect of the {s}?",
-            "Name the architect of the {s}.",
-            "The {s} was designed by whom?",
-            "Which architect designed the {s}?",
-            "Which person designed the {s}?",
-            "Who is the designer of the {s}?",
-        ),
-    ),
-    Relation(
-        lambda s: s.proper(),
-        Source.city,
-        (
-            "The capital of {s} is {v}.",
-            "{v} is the capital of {s}.",
-            "{s} has the capital {v}.",
-            "In {s}, the capital is {v}.",
-            "The capital city of {s} is called {v}.",
-            "The city of {v} is the capital of {s}.",
-            "{s}'s capital is {v}.",
-        ),
-        (
-            "What is the capital of {s}?",
-            "Which city is the capital of {s}?",
-            "Name the capital of {s}.",
-            "What's the capital of {s}?",
-            "Tell me the capital of {s}.",
-            "Name the capital city of {s}.",
-            "What is the capital city of {s}?",
-        ),
-    ),
+_ASIDES = later(
+    "It is a quiet place.",
+    "Nobody knows why.",
+    "The weather was good.",
+    "Many people visit every year.",
+    "More will be told later.",
+    "This is well known.",
+    "There are many stories about it.",
+    "It was in all the papers.",
+    "The reasons are not clear.",
+    "Some say it was luck.",
+    "Things have changed since.",
+    "It took a long time.",
 )
-_THINGS = split("""
-password color manager motto mascot price owner address director code leader number symbol captain speed weight
-height length title language river author sponsor deadline budget goal keyword channel
-""")
-
-
-def _open_relation(s: Source) -> Relation:
-    """ "The <thing> of X is Y.", also with things that are invented."""
-    thing = s.any(_THINGS) if s.chance(0.7) else s.invented()
-    value = s.any((Source.proper, Source.code, lambda s: str(s.number(1, 9999)), Source.invented, Source.person))
-    return Relation(
-        s.any((Source.proper, Source.company, Source.person)),
-        value,
-        (
-            f"The {thing} of {{s}} is {{v}}.",
-            f"{{s}} has the {thing} {{v}}.",
-            f"{{v}} is the {thing} of {{s}}.",
-            f"{{s}}: {thing} {{v}}.",
-            f"{{s}}'s {thing} is {{v}}.",
-            f"As {thing}, {{s}} has {{v}}.",
-        ),
-        (
-            f"What is the {thing} of {{s}}?",
-            f"Which {thing} does {{s}} have?",
-            f"Tell me the {thing} of {{s}}.",
-            f"What's {{s}}'s {thing}?",
-            f"Give me the {thing} of {{s}}.",
-            f"What {thing} has {{s}}?",
-        ),
-    )
 
 
 def draw_passage(s: Source, facts: int) -> tuple[list[str], list[tuple[str, str]]]:
@@ -310,7 +30,7 @@ def draw_passage(s: Source, facts: int) -> tuple[list[str], list[tuple[str, str]
     sentences: list[str] = []
     questions: list[tuple[str, str]] = []
     while len(sentences) < facts:
-        relation = _open_relation(s) if s.chance(0.15) else s.any(RELATIONS)
+        relation = open_relation(s) if s.chance(0.15) else s.any(RELATIONS)
         for _ in range(s.any((1, 1, 1, 2))):
             subject, value = relation.subject(s), relation.value(s)
             same = [r for r in RELATIONS if r.subject is relation.subject and r is not relation]
@@ -319,6 +39,9 @@ def draw_passage(s: Source, facts: int) -> tuple[list[str], list[tuple[str, str]
                 sentences.append(s.of(told.states).format(s=subject, v=value))
                 questions.append((s.of(told.asks).format(s=subject), value))
     order = s.shuffled(range(len(sentences)))
+    if s.inventive and s.chance(0.12):
+        sentences.append(s.of(_ASIDES))
+        order.insert(s.number(0, len(order)), len(sentences) - 1)
     return [sentences[at] for at in order], s.shuffled(questions)
 
 
@@ -347,9 +70,35 @@ _BEFORE = (
     "Context:",
     "You answer from this text:",
     "Documents:",
+    *later(
+        "Here is a text:",
+        "Read the following and answer.",
+        "This is what we know:",
+        "Some notes:",
+        "Search results:",
+        "Answer from these documents:",
+        "Knowledge:",
+        "Facts:",
+    ),
 )
-_NAMES = ("Passage", "Text", "Document", "Source", "Notes", "Read this")
-_ASKING = ("Question", "Q", "My question", "Query", "Tell me", "Ask")
+_NAMES = (
+    "Passage",
+    "Text",
+    "Document",
+    "Source",
+    "Notes",
+    "Read this",
+    *later("Excerpt", "Article", "Report", "Background", "Page", "Chunk", "Paragraph"),
+)
+_ASKING = (
+    "Question",
+    "Q",
+    "My question",
+    "Query",
+    "Tell me",
+    "Ask",
+    *later("Please answer", "User question", "Now answer", "Please tell me", "Task", "I want to know"),
+)
 
 
 def wrap(s: Source, context: str, question: str) -> tuple[str | None, str]:
@@ -407,6 +156,16 @@ _REPEATS = (
     "Return this text: {}",
     "Type {}",
     "Say exactly: {}",
+    *later(
+        "Just say {}",
+        "Answer with {}",
+        "Reply with {}",
+        "Write exactly this: {}",
+        "Spell this: {}",
+        "Give back {}",
+        "{} -- repeat that",
+        "Respond with {}",
+    ),
 )
 
 
