@@ -12,13 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from types import ModuleType
 from typing import Any
 
 from radixbackend.chat.faults import mapped
-from radixbackend.chat.remote_stream import close_soon
 from radixbackend.chat.sdk import httpx, library_of, openai
 from radixbackend.errors import EngineClosedError
 
@@ -158,6 +157,15 @@ class AsyncClient(openai.DefaultAsyncHttpxClient):
             return await super().send(request, **options)
         except httpx.TimeoutException as fault:
             raise openai.APITimeoutError(request=request) from fault
+
+
+def close_soon(loop: asyncio.AbstractEventLoop, close: Callable[[], Any]) -> None:
+    """Close something on its event loop, from anywhere; with a loop that is closed, so are its connections."""
+    with contextlib.suppress(RuntimeError):
+        if asyncio._get_running_loop() is loop:
+            loop.create_task(close())
+        else:
+            loop.call_soon_threadsafe(lambda: loop.create_task(close()))
 
 
 def _library(client: Any) -> ModuleType:

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from radixbackend.chat.connection import close_soon
 from radixbackend.chat.request import ChatDelta
 from radixbackend.chat.wire import DeltaReader
 from radixbackend.errors import RequestTimeoutError
@@ -176,12 +177,3 @@ def _hang_up(response: Any) -> None:
     if network is not None and (connection := network.get_extra_info("socket")) is not None:
         with contextlib.suppress(OSError):  # it is closed already
             connection.shutdown(socket.SHUT_RDWR)
-
-
-def close_soon(loop: asyncio.AbstractEventLoop, close: Callable[[], Any]) -> None:
-    """Close something on its event loop, from anywhere; with a loop that is closed, so are its connections."""
-    with contextlib.suppress(RuntimeError):
-        if asyncio._get_running_loop() is loop:
-            loop.create_task(close())
-        else:
-            loop.call_soon_threadsafe(lambda: loop.create_task(close()))

@@ -26,7 +26,7 @@ from tools.radix_tiny.muon import Muon
 from tools.radix_tiny.tasks import facts, records, tools
 from tools.radix_tiny.tasks.facts import CAPITALS
 from tools.radix_tiny.tokens import train_tokenizer, twins
-from tools.radix_tiny.words import CITIES, FIRST_NAMES, LAST_NAMES, Source, later, part
+from tools.radix_tiny.words import CITIES, FIRST_NAMES, LAST_NAMES, Later, Source, later, part
 
 FOLDER = Path(radixbackend.__file__).parent / "models" / "radix_tiny"
 CASES = 12
@@ -93,6 +93,22 @@ def test_texts_state_what_every_answer_must_have() -> None:
     for text in records.ADDRESS_TEXTS:
         parts = ("name", "number", "street", "city", "zip", "country")
         assert sorted(re.findall(r"{(\w+)}", text)) == sorted(parts), text
+
+
+def test_no_wording_is_in_both_worlds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wording that stands twice in a list could be held out in one place and shown in the other."""
+    lists: set[tuple[str, ...]] = set()
+    choose = Source.of
+
+    def noting(self: Source, options: tuple[str, ...]) -> str:
+        if any(isinstance(option, Later) for option in options):
+            lists.add(tuple(options))
+        return choose(self, options)
+
+    monkeypatch.setattr(Source, "of", noting)
+    draw(1500)
+    assert len(lists) > 100
+    assert not [options for options in lists if len(set(options)) < len(options)]
 
 
 def test_wordings_that_came_later_are_not_in_the_tokenizers_text() -> None:
